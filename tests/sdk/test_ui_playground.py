@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -34,7 +35,7 @@ def rival(tenants):
 def tuned(tenants, tickets):
     """A finished job of acme's."""
     with tenants.client("acme") as client:
-        job = create_job(client, upload(client, tickets[:8]), {"n_epochs": 1, "batch_size": 4, "learning_rate": 1e-3})
+        job = create_job(client, upload(client, tickets[:12]), {"n_epochs": 1, "batch_size": 4, "learning_rate": 1e-3})
         return wait_for_end(client, job.id)
 
 
@@ -180,7 +181,7 @@ def test_settings_reach_the_model(acme, tenants):
     pairs = [*QUESTION.items(), ("system", settings["system"]), ("role", "user"), ("content", "Hi"), ("role", "assistant"),
              ("content", "Hello"), ("temperature", "1.2"), ("seed", "4"), ("top_k", "9")]
     pairs.remove(("temperature", "0"))
-    page = acme.post(PATH, content=str(httpx.QueryParams(pairs)), headers={"Content-Type": "application/x-www-form-urlencoded"})
+    page = acme.post(PATH, content=urlencode(pairs), headers={"Content-Type": "application/x-www-form-urlencoded"})
     assert answer_of(columns(page.text)[0][1]) == answer.choices[0].message.content
 
 

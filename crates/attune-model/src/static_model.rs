@@ -117,7 +117,7 @@ impl StaticModel {
         match self.kind {
             Kind::Model2vec => {
                 let unknown = unknown_token(source, &tokenizer);
-                tokenizer.alone().as_in_model2vec(unknown)
+                tokenizer.alone().cutting_like_model2vec(unknown)
             }
             Kind::SentenceTransformers => tokenizer.alone(),
         }

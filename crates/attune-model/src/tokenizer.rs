@@ -147,7 +147,7 @@ impl Tokenizer {
 
     /// Reads texts as model2vec does: cuts them by characters, as many for each token as half of the vocabulary's tokens
     /// have at the most, then by tokens, and then leaves out `left_out`.
-    pub(crate) fn as_in_model2vec(self, left_out: Option<u32>) -> Self {
+    pub(crate) fn cutting_like_model2vec(self, left_out: Option<u32>) -> Self {
         let mut lengths: Vec<usize> =
             self.inner.get_vocab(true).into_keys().map(|token| token.chars().count()).collect();
         lengths.sort_unstable();

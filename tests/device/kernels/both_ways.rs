@@ -79,17 +79,16 @@ impl Case {
         }
         exact
     }
+}
 
-    /// Compares what a kind of kernels computes with the exact values.
-    #[track_caller]
-    fn compare(self, ours: [&Tensor; 5], exact: &Exact, rounding: f32) {
-        let Exact { out, log_sums, dq, dk, dv } = exact;
-        let rounded =
-            [(out, rounding), (log_sums, 1e-5), (dq, 2.0 * rounding), (dk, 2.0 * rounding), (dv, 2.0 * rounding)];
-        for (ours, (exact, rounding)) in ours.into_iter().zip(rounded) {
-            let exact: Vec<f32> = exact.iter().map(|value| *value as f32).collect();
-            assert_close(ours, &Tensor::from_vec(exact, ours.shape(), &CPU).unwrap(), rounding);
-        }
+/// Compares what a kind of kernels computes with the exact values.
+#[track_caller]
+fn compare(ours: [&Tensor; 5], exact: &Exact, rounding: f32) {
+    let Exact { out, log_sums, dq, dk, dv } = exact;
+    let rounded = [(out, rounding), (log_sums, 1e-5), (dq, 2.0 * rounding), (dk, 2.0 * rounding), (dv, 2.0 * rounding)];
+    for (ours, (exact, rounding)) in ours.into_iter().zip(rounded) {
+        let exact: Vec<f32> = exact.iter().map(|value| *value as f32).collect();
+        assert_close(ours, &Tensor::from_vec(exact, ours.shape(), &CPU).unwrap(), rounding);
     }
 }
 
@@ -125,13 +124,13 @@ fn attention_both_ways_and_its_gradients() {
                 let state = AttentionState { q: &q, k: &k, v: &v, out: &out, log_sum_exp: &sums };
                 let (dq, dk, dv) =
                     cuda::attention::packed_backward(emulator, state, &dout, &tables, form, bias).unwrap();
-                case.compare([&out, &sums, &dq, &dk, &dv], &exact, rounding);
+                compare([&out, &sums, &dq, &dk, &dv], &exact, rounding);
                 if dtype == DType::F32 {
                     let rows = PackedRows::new(&SEQUENCES, &Kernels::Cpu).unwrap();
                     let (out, sums) = Kernels::Cpu.packed_attention(&q, &k, &v, &rows, form, bias).unwrap();
                     let state = AttentionState { q: &q, k: &k, v: &v, out: &out, log_sum_exp: &sums };
                     let (dq, dk, dv) = Kernels::Cpu.packed_attention_backward(state, &dout, &rows, form, bias).unwrap();
-                    case.compare([&out, &sums, &dq, &dk, &dv], &exact, rounding);
+                    compare([&out, &sums, &dq, &dk, &dv], &exact, rounding);
                 }
             });
         }

@@ -40,7 +40,7 @@ pub enum Architecture {
     GptOss,
     /// LFM 2 and 2.5.
     Lfm2,
-    /// BERT, and RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT, whose files differ from its own in tokenizers alone.
+    /// BERT, and RoBERTa, XLM-RoBERTa, CamemBERT and `DistilBERT`, whose files differ from its own in tokenizers alone.
     Bert,
     /// Nomic's BERT.
     NomicBert,

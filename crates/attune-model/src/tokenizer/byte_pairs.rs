@@ -45,8 +45,8 @@ struct Merges {
     starts: Vec<u32>,
     /// The right tokens, by their left ones, then by themselves.
     rights: Vec<u32>,
-    /// The merges in the same order.
-    merges: Vec<Merge>,
+    /// What each merge makes, in the same order.
+    outcomes: Vec<Merge>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -159,7 +159,9 @@ impl BytePairs {
                 add((token, length));
             } else if let Some(bytes) = self.bytes_of(&word[start..start + length]) {
                 // As in the library, what is unknown before them comes behind them.
-                bytes.into_iter().for_each(|token| add((token, 1)));
+                for token in bytes {
+                    add((token, 1));
+                }
             } else if let Some(token) = self.unknown {
                 match &mut unknown {
                     Some((_, before)) if self.fuse_unknown => *before += length,
@@ -233,14 +235,14 @@ impl Merges {
         }
         starts.push(merges.len() as u32);
         let rights = merges.iter().map(|(_, right, _)| *right).collect();
-        Some(Self { starts, rights, merges: merges.into_iter().map(|(.., merge)| merge).collect() })
+        Some(Self { starts, rights, outcomes: merges.into_iter().map(|(.., merge)| merge).collect() })
     }
 
     /// Returns the merge of a pair; `None` if it stays two tokens.
     fn get(&self, left: u32, right: u32) -> Option<Merge> {
         let [start, end] = *self.starts.get(left as usize..)?.first_chunk()?;
         let index = self.rights[start as usize..end as usize].binary_search(&right).ok()?;
-        Some(self.merges[start as usize + index])
+        Some(self.outcomes[start as usize + index])
     }
 }
 

@@ -131,7 +131,9 @@ mod tests {
             for number in 1..=8_u8 {
                 scope.spawn(move || {
                     let mut pieces: Vec<_> = (0..50).map(|length| LongLived::zeros(length * 999)).collect();
-                    pieces.iter_mut().for_each(|piece| piece.bytes_mut().fill(number));
+                    for piece in &mut pieces {
+                        piece.bytes_mut().fill(number);
+                    }
                     assert!(pieces.iter().all(|piece| piece.bytes().iter().all(|byte| *byte == number)));
                 });
             }

@@ -165,7 +165,7 @@ impl ShownLine {
         // Characters are not cut: the bytes that go on with one begin with the bits 10.
         let is_inside = |byte: &u8| *byte & 0b1100_0000 == 0b1000_0000;
         let first = if start > 0 { part.iter().take(3).take_while(|byte| is_inside(byte)).count() } else { 0 };
-        let behind = line.get(end).is_some_and(|byte| is_inside(byte));
+        let behind = line.get(end).is_some_and(is_inside);
         let begun = part.iter().rev().take(3).take_while(|byte| is_inside(byte)).count() + 1;
         let last = if behind { part.len().saturating_sub(begun).max(first) } else { part.len() };
         let is_seen = |c: char| !c.is_control() || matches!(c, '\t' | '\n' | '\r');

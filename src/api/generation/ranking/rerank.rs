@@ -167,16 +167,13 @@ async fn rerank(
     let texts: Vec<String> = request.documents.into_iter().map(Document::into_text).collect();
     let units = texts.len().div_ceil(UNIT);
     let returned = if request.return_documents == Some(true) { texts.clone() } else { Vec::new() };
-    let (scores, usage) = match form {
-        Some(form) => {
-            let query: Arc<str> = request.query.into();
-            let pairs = texts.into_iter().map(|second| Pair { first: Arc::clone(&query), second });
-            scorer.scores(&target, form, pairs.collect()).await?
-        }
-        None => {
-            let [query, documents] = scorer.sides(&target.model().vectors, request.query, texts);
-            likeness::of(&target, query, documents).await?
-        }
+    let (scores, usage) = if let Some(form) = form {
+        let query: Arc<str> = request.query.into();
+        let pairs = texts.into_iter().map(|second| Pair { first: Arc::clone(&query), second });
+        scorer.scores(&target, form, pairs.collect()).await?
+    } else {
+        let [query, documents] = scorer.sides(&target.model().vectors, request.query, texts);
+        likeness::of(&target, query, documents).await?
     };
     Ok(Json(Reranking {
         id: new_id("rerank"),

@@ -95,16 +95,13 @@ pub(crate) async fn create(
     check_counts(first.len(), second.len())?;
     let advice = "set 'truncate_prompt_tokens' to -1";
     let length = Length::of_pairs(target.text_limit(), false, request.truncate_prompt_tokens, advice)?;
-    let (scores, usage) = match score_form(&target)? {
-        Some(form) => {
-            let scorer = Scorer { first: FIRST, second: SECOND, length, second_limit: usize::MAX };
-            scorer.scores(&target, form, pairs(first, second)).await?
-        }
-        None => {
-            let prompt = Prompt::of(&target.model().vectors, None, None)?;
-            let first = Side { param: FIRST, texts: first, prompt: prompt.clone(), length };
-            likeness::of(&target, first, Side { param: SECOND, texts: second, prompt, length }).await?
-        }
+    let (scores, usage) = if let Some(form) = score_form(&target)? {
+        let scorer = Scorer { first: FIRST, second: SECOND, length, second_limit: usize::MAX };
+        scorer.scores(&target, form, pairs(first, second)).await?
+    } else {
+        let prompt = Prompt::of(&target.model().vectors, None, None)?;
+        let first = Side { param: FIRST, texts: first, prompt: prompt.clone(), length };
+        likeness::of(&target, first, Side { param: SECOND, texts: second, prompt, length }).await?
     };
     let data = scores.into_iter().enumerate().map(|(index, score)| Score { index, object: "score", score });
     Ok(Json(ScoreList {

@@ -107,7 +107,7 @@ fn apply(fields: &Fields, config: &mut ModelConfig, kind: &Kind) -> Result<(), S
     Ok(())
 }
 
-/// Returns the number of segments, which may be 0: those of DistilBERT's files.
+/// Returns the number of segments, which may be 0: those of `DistilBERT`'s files.
 pub(super) fn segments(fields: &Fields, default: usize) -> Result<usize, String> {
     match fields.number("type_vocab_size")? {
         Some(count) if count < 0.0 || count.fract() > 0.0 => Err("`type_vocab_size` must be a whole number".into()),

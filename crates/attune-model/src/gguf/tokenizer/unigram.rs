@@ -34,7 +34,7 @@ pub(super) fn document(metadata: &Metadata) -> Result<Document> {
     let ends = metadata.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(true);
     let begin = role(metadata, &tokens, "bos_token")?.or(role(metadata, &tokens, "cls_token")?).filter(|_| begins);
     let end = role(metadata, &tokens, "eos_token")?.or(role(metadata, &tokens, "sep_token")?).filter(|_| ends);
-    if begin.is_none() != !begins || end.is_none() != !ends {
+    if begin.is_none() == begins || end.is_none() == ends {
         return Err(metadata.fault("no key says which tokens begin and end a text"));
     }
     let unknown = role(metadata, &tokens, "unk_token")?;

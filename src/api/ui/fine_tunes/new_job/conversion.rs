@@ -66,7 +66,7 @@ pub(super) const TARGETS: &[Target] = &[
             Role { id: "user", label: "Question (user)", required: true, names: QUESTIONS },
             Role { id: "assistant", label: "Answer (assistant)", required: true, names: ANSWERS },
         ],
-        make: chat,
+        make: |cells, system| Ok(chat(cells, system)),
     },
     Target {
         id: "completion",
@@ -179,12 +179,12 @@ impl Target {
     }
 }
 
-fn chat(cells: &[Option<&str>], system: &str) -> Result<Value, String> {
+fn chat(cells: &[Option<&str>], system: &str) -> Value {
     let system = cells[0].or_else(|| (!system.trim().is_empty()).then_some(system));
     let mut messages: Vec<Value> = system.map(|text| json!({"role": "system", "content": text})).into_iter().collect();
     messages.push(json!({"role": "user", "content": cells[1]}));
     messages.push(json!({"role": "assistant", "content": cells[2]}));
-    Ok(json!({"messages": messages}))
+    json!({"messages": messages})
 }
 
 /// Reads a number of a cell.

@@ -87,10 +87,14 @@ fn memory(estimate: &Value) -> String {
     let memory = |name: &str| estimate["memory_bytes"][name].as_u64();
     let mut text = memory("peak").map(format::bytes).unwrap_or_default();
     if let (Some(peak), Some(process)) = (memory("peak"), memory("process")) {
-        text += &format!(", {} more than now", format::bytes(peak.saturating_sub(process)));
+        text += ", ";
+        text += &format::bytes(peak.saturating_sub(process));
+        text += " more than now";
     }
     if let Some(available) = memory("available") {
-        text += &format!(" of {} that are free", format::bytes(available));
+        text += " of ";
+        text += &format::bytes(available);
+        text += " that are free";
     }
     text
 }

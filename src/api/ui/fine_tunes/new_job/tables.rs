@@ -89,7 +89,7 @@ fn kind_of(sample: &[u8], is_cut: bool, name: &str) -> Kind {
     match std::str::from_utf8(sample) {
         Err(error) if !(is_cut && error.error_len().is_none()) => {
             let at = &sample[..error.valid_up_to()];
-            let line = at.iter().filter(|byte| **byte == b'\n').count() + 1;
+            let line = at.split(|byte| *byte == b'\n').count();
             let byte = at.iter().rev().take_while(|byte| **byte != b'\n').count() + 1;
             Kind::Refused(format!(
                 "The table is not UTF-8 (line {line}, byte {byte}): save it again, in Excel as \"CSV UTF-8\", in LibreOffice \
@@ -310,7 +310,6 @@ impl TableReader {
     }
 
     /// Reads a row with the line that it begins on; `None` at the end.
-    #[expect(clippy::type_complexity, reason = "the row of a line or its fault")]
     fn read(&mut self) -> io::Result<Option<(u64, Result<ByteRecord, String>)>> {
         if self.ended {
             return Ok(None);
