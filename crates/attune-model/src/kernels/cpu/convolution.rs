@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use super::product::for_rows;
+use super::rows::for_rows;
 use super::{Values, tensor, with_values_mut};
 use crate::Result;
 use crate::kernels::{Filters, SequenceRows};

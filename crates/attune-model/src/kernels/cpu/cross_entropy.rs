@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::elementwise::shape_logits;
-use super::product::for_rows;
+use super::rows::for_rows;
 use super::{SharedSlice, Values, activations, tensor, vector};
 use crate::Result;
 use crate::kernels::{CrossEntropy, LogitForm};

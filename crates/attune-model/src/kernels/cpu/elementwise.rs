@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::activations::{self, Gated};
-use super::product::{for_rows, for_rows_in_place};
+use super::rows::{for_rows, for_rows_in_place};
 use super::{Values, tensor, vector, with_values_mut};
 use crate::Result;
 use crate::kernels::{Activation, LogitForm};

@@ -3,7 +3,7 @@
 
 use candle_core::Tensor;
 
-use super::product::for_rows;
+use super::rows::for_rows;
 use super::{SharedSlice, Values, tensor, vector};
 use crate::config::GluLimits;
 use crate::{Error, Result};

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use multiversion::multiversion;
 
-use super::product::{for_rows, for_rows_in_place};
+use super::rows::{for_rows, for_rows_in_place};
 use super::{Values, activations, tensor, vector};
 use crate::Result;
 

@@ -15,6 +15,7 @@ pub mod lora;
 pub mod packed_attention;
 pub mod panels;
 pub mod product;
+mod rows;
 pub mod sinks;
 mod vector;
 mod view;

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::product::for_rows;
+use super::rows::for_rows;
 use super::{SharedSlice, Values, tensor, vector};
 use crate::Result;
 

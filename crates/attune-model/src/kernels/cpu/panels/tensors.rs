@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::super::product::{for_rows, for_rows_in_place};
+use super::super::rows::{for_rows, for_rows_in_place};
 use super::super::{Values, tensor, vector, with_values_mut};
 use super::{Panels, Precision, Product, Start, add_product, products};
 use crate::blocks::BlockMatrix;
