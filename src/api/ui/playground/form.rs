@@ -119,16 +119,16 @@ impl Ask {
 
     /// Returns the requests to the API, one for each model.
     pub(super) fn requests(&self) -> Result<Vec<ApiRequest>, FieldFault> {
-        let fault = |field, message: String| Err(FieldFault { field, message });
+        let wrong = |field, message: String| Err(FieldFault { field, message });
         match self.models.len() {
-            0 => return fault("model", "Name a model at least.".into()),
+            0 => return wrong("model", "Name a model at least.".into()),
             1..=MOST_MODELS => {}
-            many => return fault("model", format!("{MOST_MODELS} models can be asked at a time, not {many}.")),
+            many => return wrong("model", format!("{MOST_MODELS} models can be asked at a time, not {many}.")),
         }
         let mut fields = if self.is_text { self.text()? } else { self.chat()? };
         for (field, typed) in NUMBERS.iter().zip(&self.numbers).filter(|(_, typed)| !typed.is_empty()) {
             let Ok(number) = typed.parse::<Number>() else {
-                return fault(field.name, format!("{} must be a number; '{typed}' is none.", field.label));
+                return wrong(field.name, format!("{} must be a number; '{typed}' is none.", field.label));
             };
             fields.insert(field.name.into(), number.into());
         }

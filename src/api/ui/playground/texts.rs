@@ -58,18 +58,18 @@ impl Comparison {
     }
 
     fn requests(&self) -> Result<Vec<ApiRequest>, FieldFault> {
-        let fault = |field, message: String| Err(FieldFault { field, message });
+        let wrong = |field, message: String| Err(FieldFault { field, message });
         let texts = self.lines();
         match (self.models.len(), texts.len()) {
-            (0, _) => fault("model", "Name a model at least.".into()),
+            (0, _) => wrong("model", "Name a model at least.".into()),
             (models, _) if models > MOST_MODELS => {
-                fault("model", format!("{MOST_MODELS} models can be asked at a time, not {models}."))
+                wrong("model", format!("{MOST_MODELS} models can be asked at a time, not {models}."))
             }
             (_, 2..=MOST_TEXTS) => {
                 let fields = Map::from_iter([("input".to_owned(), texts.into())]);
                 Ok(self.models.iter().map(|model| ApiRequest::new(EMBEDDINGS, model, &fields)).collect())
             }
-            (_, texts) => fault("texts", format!("Write 2 to {MOST_TEXTS} texts, each in its own line, not {texts}.")),
+            (_, texts) => wrong("texts", format!("Write 2 to {MOST_TEXTS} texts, each in its own line, not {texts}.")),
         }
     }
 }
