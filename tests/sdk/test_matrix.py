@@ -73,8 +73,8 @@ ROWS = {
     ),
     "POST /v1/embeddings": Row("/v1/embeddings", {"model": "{model}", "input": "x"}, shows="model"),
     "POST /v1/score": Row("/v1/score", {"model": "{model}", "text_1": "x", "text_2": "y"}, shows="model"),
+    "POST /v1/rerank": Row("/v1/rerank", {"model": "{model}", "query": "x", "documents": ["y"]}, shows="model"),
     # The model has no head that classifies.
-    "POST /v1/rerank": Row("/v1/rerank", {"model": "{model}", "query": "x", "documents": ["y"]}, right=400),
     "POST /v1/classify": Row("/v1/classify", {"model": "{model}", "input": "x"}, right=400),
     "POST /v1/tokenize": Row("/v1/tokenize", {"model": "{model}", "prompt": "x"}),
     "POST /v1/detokenize": Row("/v1/detokenize", {"model": "{model}", "tokens": [5]}),
