@@ -64,6 +64,13 @@ def test_the_asynchronous_client_gets_the_same():
     assert ranked(asyncio.run(ask())) == ranked(other)
 
 
-def test_a_model_that_cannot_score_is_refused(client):
-    with pytest.raises(cohere.BadRequestError):
-        client.rerank(model="demo", query=QUERY, documents=DOCUMENTS)
+def test_a_model_without_a_head_ranks_by_the_likeness_of_vectors(client):
+    answer = client.rerank(model="demo", query=QUERY, documents=[QUERY, *DOCUMENTS])
+    scores = [result.relevance_score for result in answer.results]
+    assert answer.results[0].index == 0 and scores[0] == pytest.approx(1, abs=1e-5)
+    assert scores == sorted(scores, reverse=True) and scores[-1] < 1
+
+
+def test_a_model_that_is_not_served_is_refused(client):
+    with pytest.raises(cohere.NotFoundError):
+        client.rerank(model="no-such-model", query=QUERY, documents=DOCUMENTS)
