@@ -143,8 +143,10 @@ impl App {
         let mut recorder = Some(tokio::spawn(self.state.usage.clone().run(recorded.clone())));
         let mut worker = config.worker.then(|| tokio::spawn(self.worker.clone().run(shutdown.clone())));
         let mut server = Some(self.serve(listener, api::router(self.state.clone()), shutdown.clone()));
+        let mut background = Some(tokio::spawn(api::work_in_background(self.state.clone())));
         tokio::spawn(end_answers(self.state.catalog.clone(), shutdown.clone()));
         let job_end = tokio::spawn(after(shutdown.clone(), JOB_GRACE));
+        let background_end = tokio::spawn(after(shutdown.clone(), JOB_GRACE));
         let usage_end = tokio::spawn(after(shutdown.clone(), USAGE_GRACE));
 
         tell_address(address);
@@ -152,13 +154,14 @@ impl App {
         let catalog = &self.state.catalog;
         let fault = tokio::select! {
             () = shutdown.cancelled() => None,
-            fault = lost_part(catalog, &mut server, &mut recorder, &mut worker) => Some(fault),
+            fault = lost_part(catalog, &mut server, &mut recorder, &mut worker, &mut background) => Some(fault),
         };
         // After a signal the worker may end before the last request.
         let fault = fault.filter(|_| !shutdown.is_cancelled());
         // Whatever was lost, the job must still be checkpointed and released.
         shutdown.cancel();
         finish_server(server).await;
+        finish_background(background, background_end).await;
         // Only now, so that the last batch holds all usage.
         recorded.cancel();
         tokio::join!(finish(worker, job_end), finish_usage(recorder, usage_end));
@@ -216,12 +219,14 @@ async fn lost_part(
     server: &mut Option<JoinHandle<()>>,
     recorder: &mut Option<JoinHandle<()>>,
     worker: &mut Option<JoinHandle<()>>,
+    background: &mut Option<JoinHandle<()>>,
 ) -> Error {
     tokio::select! {
         () = catalog.lost_device() => lost_device(),
         end = ended(server) => ended_early("the server of HTTP", end),
         end = ended(recorder) => ended_early("the recorder of usage", end),
         end = ended(worker) => ended_early("the worker", end),
+        end = ended(background) => ended_early("the work in the background", end),
     }
 }
 
@@ -386,6 +391,19 @@ async fn finish_server(server: Option<JoinHandle<()>>) {
         && let Err(error) = server.await
     {
         tracing::error!("the server of HTTP failed: {error}");
+    }
+}
+
+/// Waits until the work in the background has let go of what it had begun, until `end` completes.
+async fn finish_background(background: Option<JoinHandle<()>>, end: JoinHandle<()>) {
+    let Some(background) = background else { return };
+    tokio::select! {
+        ended = background => {
+            if let Err(error) = ended {
+                tracing::error!("the work in the background failed: {error}");
+            }
+        }
+        _ = end => tracing::warn!("the work in the background did not stop in time; what it had begun is taken up again"),
     }
 }
 

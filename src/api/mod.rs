@@ -5,11 +5,13 @@
 //! - [`access`]: keys, limits, and the tokens that a request is charged;
 //! - [`operations`]: health, usage, files; [`models`]: models, adapters, permissions;
 //! - [`generation`]: completions, chat, embeddings, scores, tokens; [`fine_tuning`]: jobs and their events, in both forms;
+//! - `background`: work that no connection waits for;
 //! - [`ui`]: the page for people, which has a list of routes of its own.
 //!
 //! `app` builds the [`ApiState`] and runs the [`router`]; handlers call `engine`, `adapters`, `jobs` and `store`.
 
 mod access;
+mod background;
 mod fine_tuning;
 mod generation;
 mod http;
@@ -30,6 +32,7 @@ use utoipa_axum::routes;
 
 use self::access::auth;
 use self::access::auth::Gate;
+use self::access::inside::Inside;
 use self::access::shares::share_out;
 use self::fine_tuning::{fine_tunes, fine_tuning_jobs};
 use self::generation::ranking::{classify, rerank, score};
@@ -179,19 +182,34 @@ pub struct ApiState {
 /// Returns the server's routes with the layers around them: keys, limits, body size, logging, CORS; and the page.
 pub fn router(state: ApiState) -> Router {
     let gate = Gate::new(&state.config, state.keys.clone(), state.usage.clone());
-    let max_body = DefaultBodyLimit::max(state.config.limits.max_body_bytes);
     let layer = from_fn_with_state(gate.clone(), auth::authenticate);
-    let shares = from_fn_with_state(state.resources.clone(), share_out);
     let unread = from_fn_with_state(state.config.limits.unread(), unread::watch);
-    let shared = |guarded: Router<ApiState>| guarded.layer(max_body).layer(shares);
-    let mut routes = assemble(|guarded| shared.clone()(guarded).layer(layer)).with_state(state.clone());
+    let mut routes = assemble(|guarded| shared(guarded, &state).layer(layer)).with_state(state.clone());
     if state.config.ui {
-        let inside = assemble(|guarded| shared(guarded).layer(from_fn(auth::admit))).with_state(state.clone());
+        let inside = inside(state.clone());
         routes = routes.merge(ui::routes(state, gate.clone(), inside));
     }
     // Outside of the layers that hold places and limits for an answer, so that these are let go with it.
     let routes = routes.layer(unread);
     transport::dress(routes.merge(docs::routes(document())), move || gate.was_open())
+}
+
+/// Returns the API's own routes for callers that are known already, under the same limits.
+fn inside(state: ApiState) -> Inside {
+    let routes = assemble(|guarded| shared(guarded, &state).layer(from_fn(auth::admit)));
+    Inside::new(routes.with_state(state))
+}
+
+/// Puts the limit of a body's size and the shares of memory and threads around `guarded`.
+fn shared(guarded: Router<ApiState>, state: &ApiState) -> Router<ApiState> {
+    let max_body = DefaultBodyLimit::max(state.config.limits.max_body_bytes);
+    guarded.layer(max_body).layer(from_fn_with_state(state.resources.clone(), share_out))
+}
+
+/// Does the work that no connection waits for, until the server stops; then it lets go of what it has begun.
+pub async fn work_in_background(state: ApiState) {
+    let inside = inside(state.clone());
+    background::run(state, inside).await;
 }
 
 /// Returns the routes of a worker, for programs that watch it; they need no key.

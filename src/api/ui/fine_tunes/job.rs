@@ -157,7 +157,7 @@ pub(super) async fn adapter(
     let kind = "model of the fine-tune";
     let model = job.fine_tuned_model.ok_or(Problem::from(store::Error::NotFound { kind, id }))?;
     let path = format!("/v1/models/{}/adapter", words::in_path(&model));
-    pages.inside.ask(&visitor.caller, Method::GET, &path, None, ()).await
+    pages.ask(&visitor.caller, Method::GET, &path, None, ()).await
 }
 
 /// Downloads the file with the figures of all steps.
@@ -169,7 +169,7 @@ pub(super) async fn result(
     let job = find(&pages, &visitor, &id).await?;
     let kind = "result file of the fine-tune";
     let file = job.result_files.first().ok_or(Problem::from(store::Error::NotFound { kind, id }))?;
-    pages.inside.ask(&visitor.caller, Method::GET, &format!("/v1/files/{file}/content"), None, ()).await
+    pages.ask(&visitor.caller, Method::GET, &format!("/v1/files/{file}/content"), None, ()).await
 }
 
 pub(super) async fn pause(
@@ -204,6 +204,6 @@ async fn act(pages: &Pages, visitor: &Visitor, id: &str, action: &str) -> Result
         JobApi::FineTuningJobs => "/v1/fine_tuning/jobs",
         JobApi::FineTunes => "/v1/fine_tunes",
     };
-    pages.inside.ask(&visitor.caller, Method::POST, &format!("{resource}/{}/{action}", job.id), None, ()).await?;
+    pages.ask(&visitor.caller, Method::POST, &format!("{resource}/{}/{action}", job.id), None, ()).await?;
     Ok(see(&format!("/ui/fine-tunes/{}", job.id)))
 }

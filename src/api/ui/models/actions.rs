@@ -70,7 +70,7 @@ pub(super) async fn act(
             (Method::DELETE, format!("{permissions}/{}", in_path(permission)), None, Body::empty())
         }
     };
-    pages.inside.ask(&visitor.caller, method, &path, kind, body).await?;
+    pages.ask(&visitor.caller, method, &path, kind, body).await?;
     let is_gone = matches!(action, Action::Delete { .. });
     Ok(see(&if is_gone { SECTION.path.to_owned() } else { place(&name) }))
 }

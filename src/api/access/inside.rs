@@ -1,19 +1,15 @@
-//! Calls to the API's own routes on behalf of a visitor: what the page does, the API does, under the same rights and
-//! limits. Used by every page that changes something or asks a model.
+//! Calls to the API's own routes on behalf of a caller: what the page does, the API does, under the same rights and
+//! limits. Used by every page that changes something or asks a model, and by what works when no request waits for it.
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderValue, Method, header};
 use axum::response::Response;
 use tower::ServiceExt as _;
 
 use crate::api::access::auth::Caller;
-use crate::api::http::error::{Problem, Result};
-use crate::api::ui::fault::Fault;
-
-/// Longest error object that is read.
-const MAX_FAULT: usize = 64 << 10;
+use crate::api::http::error::Problem;
 
 /// The API's routes. Cheap to clone.
 #[derive(Clone)]
@@ -46,24 +42,5 @@ impl Inside {
         request.extensions_mut().insert(caller.clone());
         let Ok(response) = self.routes.clone().oneshot(request).await;
         Ok(response)
-    }
-
-    /// Does as [`Inside::call`], for pages that only go on if it worked: an error object becomes a [`Fault`].
-    pub(crate) async fn ask(
-        &self,
-        caller: &Caller,
-        method: Method,
-        path: &str,
-        kind: Option<&HeaderValue>,
-        body: impl Into<Body>,
-    ) -> Result<Response, Fault> {
-        let response = self.call(caller, method, path, kind, body).await?;
-        let status = response.status();
-        if !status.is_client_error() && !status.is_server_error() {
-            return Ok(response);
-        }
-        let bytes = to_bytes(response.into_body(), MAX_FAULT).await.unwrap_or_default();
-        let object: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        Err(Fault::told(status, object["error"]["message"].as_str().unwrap_or("The server gave no reason.")))
     }
 }

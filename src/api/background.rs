@@ -1,0 +1,10 @@
+//! Work that no connection waits for. Each part asks the API's own routes on behalf of the caller whose work it is, and
+//! ends soon after the server is told to stop. `app` runs it beside the server of HTTP.
+
+use crate::api::ApiState;
+use crate::api::access::inside::Inside;
+
+/// Runs every part until all have ended.
+pub(super) async fn run(state: ApiState, _inside: Inside) {
+    state.shutdown.cancelled().await;
+}
