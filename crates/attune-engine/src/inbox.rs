@@ -57,11 +57,12 @@ impl Inbox {
         true
     }
 
-    /// Takes all arrivals; with `wait` it sleeps until there is one. `None` once the engine is to stop.
-    pub(super) fn take(&self, wait: bool) -> Option<Vec<Arrival>> {
+    /// Takes all arrivals; with `wait` it sleeps until there is one, and calls `rest` if that takes a while. `None` once the
+    /// engine is to stop.
+    pub(super) fn take(&self, wait: bool, rest: impl FnOnce()) -> Option<Vec<Arrival>> {
         let mut state = self.state.lock();
         if wait {
-            idle::wait_while(&self.changed, &mut state, |state| state.arrivals.is_empty() && !state.stopped);
+            idle::wait_while(&self.changed, &mut state, |state| state.arrivals.is_empty() && !state.stopped, rest);
         }
         (!state.stopped).then(|| std::mem::take(&mut state.arrivals))
     }

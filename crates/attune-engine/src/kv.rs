@@ -23,6 +23,8 @@ pub struct BlockAllocator {
 #[derive(Debug)]
 struct Pool {
     free: Vec<u32>,
+    /// Whether each block has had users since its memory was given back.
+    worn: Vec<bool>,
     /// Number of tables that use each block.
     users: Vec<u32>,
     prefixes: PrefixCache,
@@ -40,7 +42,7 @@ impl BlockAllocator {
     pub fn new(total: usize) -> Self {
         // Taken from the end: low numbers first, which keeps a small load in one part of the cache.
         let free = (0..total as u32).rev().collect();
-        let pool = Pool { free, users: vec![0; total], prefixes: PrefixCache::default() };
+        let pool = Pool { free, worn: vec![false; total], users: vec![0; total], prefixes: PrefixCache::default() };
         Self { pool: Arc::new(Mutex::new(pool)), total }
     }
 
@@ -101,6 +103,19 @@ impl BlockAllocator {
         pool.free.extend(idle.into_iter().rev());
     }
 
+    /// Returns the blocks without content that were used since the last call, in rising order: they hold memory for nothing.
+    /// Nobody may take blocks before that is given back.
+    pub(crate) fn take_worn(&self) -> Vec<u32> {
+        let mut pool = self.lock();
+        let Pool { free, worn, .. } = &mut *pool;
+        let mut blocks: Vec<u32> = free.iter().copied().filter(|block| worn[*block as usize]).collect();
+        blocks.sort_unstable();
+        for block in &blocks {
+            worn[*block as usize] = false;
+        }
+        blocks
+    }
+
     /// Returns the number of blocks without content.
     pub fn free(&self) -> usize {
         self.lock().free.len()
@@ -135,7 +150,7 @@ impl Pool {
     /// Takes a block without content for its first user.
     fn take(&mut self) -> Option<u32> {
         let block = self.free.pop().or_else(|| self.prefixes.evict())?;
-        self.users[block as usize] = 1;
+        (self.users[block as usize], self.worn[block as usize]) = (1, true);
         Some(block)
     }
 

@@ -26,6 +26,26 @@ fn computed(allocator: &BlockAllocator, tokens: &[u32]) -> BlockTable {
 }
 
 #[test]
+fn free_blocks_that_were_used_are_told_once() {
+    let allocator = BlockAllocator::new(8);
+    assert_eq!(allocator.take_worn(), [0; 0]);
+    let tokens: Vec<u32> = (0..2 * BLOCK_TOKENS as u32 + 1).collect();
+    let kept = computed(&allocator, &tokens);
+    let (other, _) = allocator.reserve(&[], 2 * BLOCK_TOKENS, 0).unwrap();
+    assert_eq!(allocator.take_worn(), [0; 0], "all are in tables");
+    drop(other);
+    assert_eq!(allocator.take_worn(), [3, 4]);
+    drop(kept);
+    assert_eq!(allocator.take_worn(), [2], "the first two hold a prefix");
+    let (again, _) = allocator.reserve(&[], BLOCK_TOKENS, 0).unwrap();
+    let block = again.blocks().to_vec();
+    drop(again);
+    assert_eq!(allocator.take_worn(), block);
+    allocator.forget();
+    assert_eq!(allocator.take_worn(), [0, 1]);
+}
+
+#[test]
 fn every_block_is_free_or_in_one_table() {
     let allocator = BlockAllocator::new(8);
     let (first, _) = allocator.reserve(&[], 3 * BLOCK_TOKENS, 0).unwrap();

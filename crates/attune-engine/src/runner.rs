@@ -83,7 +83,7 @@ impl<M: StepModel> Runner<M> {
             if idle {
                 busy = None;
             }
-            let Some(arrivals) = inbox.take(idle) else { break };
+            let Some(arrivals) = inbox.take(idle, || self.rest()) else { break };
             self.arrived.extend(arrivals);
             while let Some(arrival) = self.arrived.pop_front() {
                 self.accept(arrival);
@@ -96,6 +96,14 @@ impl<M: StepModel> Runner<M> {
             } else {
                 self.step();
             }
+        }
+    }
+
+    /// Gives back the memory of the cache's blocks that sequences have left without content.
+    fn rest(&mut self) {
+        let blocks = self.scheduler.allocator().take_worn();
+        if let Err(error) = self.model.give_back(&blocks) {
+            tracing::error!(model = self.model.id(), %error, "the memory of unused blocks is not given back");
         }
     }
 

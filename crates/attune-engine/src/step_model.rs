@@ -63,6 +63,11 @@ pub trait StepModel: Send + 'static {
         true
     }
 
+    /// Gives the memory of blocks that no sequence uses back, until they are written again; `blocks` are in rising order.
+    fn give_back(&mut self, _blocks: &[u32]) -> Result<()> {
+        Ok(())
+    }
+
     /// Replaces a cache that a failed step left unusable; what it held is lost.
     fn reset(&mut self) -> Result<()>;
 }
@@ -215,6 +220,10 @@ impl StepModel for BaseStepModel {
 
     fn has_device(&self) -> bool {
         self.model.health.check()
+    }
+
+    fn give_back(&mut self, blocks: &[u32]) -> Result<()> {
+        Ok(self.cache.give_back(blocks)?)
     }
 
     fn reset(&mut self) -> Result<()> {

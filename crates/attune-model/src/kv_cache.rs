@@ -6,8 +6,10 @@
 //! needs are always among them, in its block and the one before; and a full block, which others may share as the
 //! beginning of their own text, keeps what the row behind it needs.
 
-use attune_support::system::untouched_zeros;
-use candle_core::{DType, Device, Tensor};
+use std::ops::Range;
+
+use attune_support::system::{give_back_numbers, untouched_zeros};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Tensor};
 
 use crate::config::ConvolutionConfig;
 use crate::{ModelConfig, Result};
@@ -53,6 +55,48 @@ impl KvCache {
     pub fn blocks(&self) -> usize {
         self.blocks
     }
+
+    /// Gives the memory of blocks that no sequence uses and whose content nobody will read back to the system, until they are
+    /// written again. `blocks` are their numbers, in rising order. On a GPU nothing happens: a cache is allocated as a whole.
+    pub fn give_back(&mut self, blocks: &[u32]) -> Result<()> {
+        for tensor in self.keys.iter().chain(&self.values) {
+            if tensor.device().is_cpu() && tensor.dtype() == DType::F32 {
+                tensor.inplace_op1(&GiveBack { blocks, of: tensor.elem_count() / self.blocks.max(1) })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Gives blocks of one tensor back.
+struct GiveBack<'a> {
+    /// Numbers of the blocks, in rising order.
+    blocks: &'a [u32],
+    /// Elements of each block.
+    of: usize,
+}
+
+impl GiveBack<'_> {
+    /// Returns the elements of the blocks, those of neighbours as one range.
+    fn ranges(&self) -> impl Iterator<Item = Range<usize>> {
+        self.blocks.chunk_by(|block, next| block + 1 == *next).map(|run| {
+            let first = run[0] as usize * self.of;
+            first..first + run.len() * self.of
+        })
+    }
+}
+
+impl InplaceOp1 for GiveBack<'_> {
+    fn name(&self) -> &'static str {
+        "give back"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, _layout: &Layout) -> candle_core::Result<()> {
+        if let CpuStorage::F32(values) = storage {
+            self.ranges().for_each(|range| give_back_numbers(&mut values[range]));
+        }
+        Ok(())
+    }
 }
 
 fn zeros(shape: [usize; 3], dtype: DType, device: &Device) -> Result<Tensor> {
@@ -78,6 +122,28 @@ fn block_rows(config: &ModelConfig, layer: usize) -> BlockRows {
         Some(convolution) => BlockRows { keys: convolution.taps - 1, values: 0, shape: (1, config.hidden_size) },
         None => {
             BlockRows { keys: BLOCK_TOKENS, values: BLOCK_TOKENS, shape: (config.num_key_value_heads, config.head_dim) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_that_are_given_back_leave_the_others_as_they_are() {
+        let of = 3000;
+        let numbers: Vec<f32> = (0..10 * of).map(|index| index as f32 + 1.0).collect();
+        let tensor = Tensor::from_vec(numbers.clone(), (10 * of, 1, 1), &Device::Cpu).expect("a tensor");
+        let mut cache = KvCache { keys: vec![tensor.clone()], values: Vec::new(), blocks: 10 };
+        cache.give_back(&[1, 2, 3, 7, 9]).expect("given back");
+        let left = tensor.flatten_all().and_then(|all| all.to_vec1::<f32>()).expect("numbers");
+        for (index, (before, after)) in numbers.iter().zip(&left).enumerate() {
+            let is_given = [1, 2, 3, 7, 9].contains(&(index / of));
+            assert!(after.to_bits() == before.to_bits() || is_given && after.to_bits() == 0, "{index}: {after}");
+        }
+        if cfg!(target_os = "linux") {
+            assert!(left[of + 1500..3 * of + 1500].contains(&0.0), "nothing was given back");
         }
     }
 }

@@ -41,7 +41,7 @@ pub mod weights;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use attune_support::system::HugePages;
+use attune_support::system::{FreeAtOnce, HugePages};
 use candle_core::Device;
 
 pub use config::ModelConfig;
@@ -101,6 +101,7 @@ impl BaseModel {
     /// Loads the model of `entry` onto the device of `kernels`, which its decoder runs on.
     pub fn load_on(entry: &ModelEntry, kernels: &Kernels) -> Result<Self> {
         let device = kernels.device();
+        let _free_at_once = FreeAtOnce::new();
         let checkpoint = Checkpoint::open(&entry.path)?;
         let config = checkpoint.config()?;
         let generation = checkpoint.generation(entry, config.max_position_embeddings)?;

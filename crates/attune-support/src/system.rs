@@ -13,7 +13,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-pub use allocator::{give_back_freed_memory, give_back_freed_memory_of_pool, keep_freed_memory, untouched_zeros};
+pub use allocator::{
+    FreeAtOnce, give_back_freed_memory, give_back_freed_memory_of_pool, give_back_numbers, keep_freed_memory,
+    untouched_zeros,
+};
 pub use free::{FreeMemory, free_memory};
 pub use huge_pages::{HugePages, only_asked_for_huge_pages};
 pub use long_lived::LongLived;

@@ -101,7 +101,7 @@ impl Queue {
     pub(super) fn take(&self, rows: usize) -> Option<Batch> {
         let mut state = self.state.lock();
         loop {
-            idle::wait_while(&self.changed, &mut state, |state| state.count == 0 && !state.stopped);
+            idle::wait_while(&self.changed, &mut state, |state| state.count == 0 && !state.stopped, || {});
             if state.stopped {
                 return None;
             }

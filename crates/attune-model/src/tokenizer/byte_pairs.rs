@@ -235,7 +235,9 @@ impl Merges {
         }
         starts.push(merges.len() as u32);
         let rights = merges.iter().map(|(_, right, _)| *right).collect();
-        Some(Self { starts, rights, outcomes: merges.into_iter().map(|(.., merge)| merge).collect() })
+        // Taken out of the vector as a whole, they would keep the memory that the ids took.
+        let outcomes = merges.iter().map(|(.., merge)| *merge).collect();
+        Some(Self { starts, rights, outcomes })
     }
 
     /// Returns the merge of a pair; `None` if it stays two tokens.

@@ -2,6 +2,7 @@
 //! system after a while, or at once where a lot of it was freed for good; and zeros take no memory.
 
 use std::ffi::c_long;
+use std::sync::{Mutex, PoisonError};
 
 /// Milliseconds after which freed memory goes back to the system. Steps and batches take and free the same tens of MiB
 /// again and again; with the allocator's own 10 ms, clearing fresh memory took a tenth of the time of long prompts.
@@ -9,6 +10,39 @@ const KEEP_FREED_MS: c_long = 1000;
 
 /// Value of `mi_option_purge_delay` of mimalloc.h, for which the crate has no name.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
+/// How many want freed memory to go back at once.
+static AT_ONCE: Mutex<usize> = Mutex::new(0);
+
+/// Freed memory goes back to the system at once while this lives, if mimalloc is the program's allocator. For the load of a
+/// model: it frees much that lies between what stays, and of that [`give_back_freed_memory`] finds a part only (mimalloc 3
+/// forgets pieces that it meant to give back later: of Gemma's vocabulary they are 12 MiB).
+#[derive(Debug)]
+pub struct FreeAtOnce(());
+
+impl FreeAtOnce {
+    /// Begins to give back at once.
+    #[allow(clippy::new_without_default, reason = "it changes the whole process")]
+    pub fn new() -> Self {
+        Self::change(|count| count + 1);
+        Self(())
+    }
+
+    fn change(count: impl FnOnce(usize) -> usize) {
+        let mut at_once = AT_ONCE.lock().unwrap_or_else(PoisonError::into_inner);
+        *at_once = count(*at_once);
+        let delay = if *at_once > 0 { 0 } else { KEEP_FREED_MS };
+        // SAFETY: writes one aligned word, under the lock. Threads that free memory at this moment read the number from before
+        // or this one, and may act by either.
+        unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, delay) };
+    }
+}
+
+impl Drop for FreeAtOnce {
+    fn drop(&mut self) {
+        Self::change(|count| count.saturating_sub(1));
+    }
+}
 
 /// Lets mimalloc, if that is the program's allocator, keep freed memory for a while.
 ///
@@ -40,6 +74,11 @@ pub fn untouched_zeros(count: usize) -> Vec<f32> {
     untouch(&mut zeros);
     advise(&mut zeros, PageSize::Small);
     zeros
+}
+
+/// Gives the memory of numbers that nobody needs any more back, until they are written again: each is what it was or zero.
+pub fn give_back_numbers(numbers: &mut [f32]) {
+    untouch(numbers);
 }
 
 /// Pages in which the system is to hold memory.

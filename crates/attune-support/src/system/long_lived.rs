@@ -1,8 +1,7 @@
 //! Memory for what is written once and read for as long as the program runs: weights. Pieces lie one behind the other, where
 //! an allocator would round each of them up, in chunks that the system may hold in huge pages: each step reads all of it.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -33,10 +32,11 @@ pub struct LongLived {
     _chunk: Arc<Chunk>,
 }
 
+/// Memory from the system itself: an allocator writes something of its own before or behind it, each time into a huge page.
 #[derive(Debug)]
 struct Chunk {
     start: NonNull<u8>,
-    layout: Layout,
+    size: usize,
 }
 
 // SAFETY: a chunk is memory that nothing but its pieces refers to, and each piece has its own part of it.
@@ -54,7 +54,7 @@ impl LongLived {
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         let rounded = length.next_multiple_of(ALIGNMENT);
         let Open { chunk, taken } = match open.take() {
-            Some(open) if open.chunk.layout.size() - open.taken >= rounded => open,
+            Some(open) if open.chunk.size - open.taken >= rounded => open,
             _ => Open { chunk: Arc::new(Chunk::new(rounded)), taken: 0 },
         };
         // SAFETY: the piece lies within the chunk.
@@ -86,22 +86,51 @@ impl Drop for LongLived {
 impl Chunk {
     /// Makes a chunk with room for `bytes` at least.
     fn new(bytes: usize) -> Self {
-        let layout = Layout::from_size_align(bytes.max(CHUNK).next_multiple_of(HUGE_PAGE), HUGE_PAGE);
-        let layout = layout.unwrap_or_else(|_| panic!("{bytes} bytes are more than there can be"));
-        // SAFETY: the size is not 0.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
+        let size = bytes.max(CHUNK).next_multiple_of(HUGE_PAGE);
+        // One huge page more, so that a whole number of them is within; the rest goes back.
+        let mapped = map(size + HUGE_PAGE);
+        let before = mapped.align_offset(HUGE_PAGE).min(HUGE_PAGE);
+        // SAFETY: both are parts of the mapping, which has no other user.
+        let start = unsafe {
+            unmap(mapped, before);
+            unmap(mapped.add(before + size), HUGE_PAGE - before);
+            mapped.add(before)
+        };
         // SAFETY: the chunk's bytes, which nothing else refers to yet.
-        let bytes = unsafe { slice::from_raw_parts_mut(start.as_ptr(), layout.size()) };
-        untouch(bytes);
-        advise(bytes, PageSize::Huge);
-        Self { start, layout }
+        advise(unsafe { slice::from_raw_parts_mut(start.as_ptr(), size) }, PageSize::Huge);
+        Self { start, size }
     }
 }
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout, and the last piece is gone.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) };
+        // SAFETY: mapped with this size, and the last piece is gone.
+        unsafe { unmap(self.start, self.size) };
+    }
+}
+
+/// Asks the system for `size` bytes of zeros.
+///
+/// # Panics
+/// If there is no such memory, as for allocations.
+fn map(size: usize) -> NonNull<u8> {
+    let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping at a place of the system's choice.
+    let start = unsafe { libc::mmap(ptr::null_mut(), size, access, kind, -1, 0) };
+    match NonNull::new(start.cast::<u8>()) {
+        Some(address) if start != libc::MAP_FAILED => address,
+        _ => panic!("the system has no {size} bytes of memory"),
+    }
+}
+
+/// Gives whole pages back.
+///
+/// # Safety
+/// The pages are of a mapping by [`map`], and nothing refers to them.
+unsafe fn unmap(start: NonNull<u8>, size: usize) {
+    if size > 0 {
+        // SAFETY: the caller's promise.
+        unsafe { libc::munmap(start.as_ptr().cast(), size) };
     }
 }
 
