@@ -40,6 +40,15 @@ PAGES = {
     "points": lambda jobs: f"/ui/fine-tunes/{jobs.ended[0]}/points",
     "events": lambda jobs: f"/ui/fine-tunes/{jobs.ended[0]}/events",
     "comparison of 6": lambda jobs: "/ui/fine-tunes/compare?" + "&".join(f"job={job}" for job in jobs.ended[:6]),
+    "new fine-tune": lambda jobs: "/ui/fine-tunes/new",
+    "playground": lambda jobs: "/ui/playground",
+    "similarity": lambda jobs: "/ui/playground/texts",
+    "models": lambda jobs: "/ui/models",
+    "model": lambda jobs: "/ui/models/demo",
+    "usage": lambda jobs: "/ui/usage",
+    "costs": lambda jobs: "/ui/usage/costs",
+    "operations": lambda jobs: "/ui/operations",
+    "keys": lambda jobs: "/ui/operations/keys",
 }
 
 

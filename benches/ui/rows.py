@@ -1,5 +1,6 @@
 """Jobs with many steps, written into a server's private database: copies of one that the server has really run."""
 
+import functools
 import re
 import shutil
 import subprocess
@@ -45,11 +46,17 @@ select key, 1, 'metrics', '', """ + STEP + """
 """
 
 
+@functools.cache
+def socket_folder(server):
+    """The folder of the database's socket, which a server tells when it starts; its log forgets old lines."""
+    (folder,) = {found[1] for line in server.log if (found := re.search(r"socket in ([^)\s]+)", line))}
+    return folder
+
+
 def psql(server):
     """The command that talks to the server's private database."""
-    (folder,) = {found[1] for line in server.log if (found := re.search(r"socket in ([^)\s]+)", line))}
     program = shutil.which("psql") or "psql"
-    return [program, "-h", folder, "-U", "attune", "-d", "attune", "-qAt", "-v", "ON_ERROR_STOP=1"]
+    return [program, "-h", socket_folder(server), "-U", "attune", "-d", "attune", "-qAt", "-v", "ON_ERROR_STOP=1"]
 
 
 def sql(server, statement, **variables):
