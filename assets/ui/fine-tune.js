@@ -2,6 +2,7 @@
 
 import { Chart, across, controls, number, unit } from "./charts.js";
 import { localTimes } from "./page.js";
+import { takePlace } from "./places.js";
 
 const section = document.getElementById("curves");
 const base = `/ui/fine-tunes/${section.dataset.job}`;
@@ -9,9 +10,15 @@ const told = document.getElementById("told");
 // Times are in milliseconds. Milestones are said aloud no more often than this.
 const SAY_EVERY = 10_000;
 const DRAW_EVERY = 500;
+// Between looks of a page that has no place for a stream.
+const LOOK_EVERY = 4_000;
 // A line with more points is asked for anew, thinned.
 const MOST_POINTS = 3_000;
 
+// Number of the last event that the page was told of.
+let seen = +section.dataset.last;
+// Names of figures that the curves have, or lack because no chart shows them.
+let known = new Set();
 let curves = null;
 let state = { x: "step", smoothing: +section.dataset.smoothing, log: false };
 const charts = new Map();
@@ -23,6 +30,7 @@ async function load() {
   if (response.status === 401) location.reload();
   if (!response.ok) return;
   curves = await response.json();
+  for (const { lines } of curves.charts) for (const { name } of lines) known.add(name);
   draw();
 }
 
@@ -77,11 +85,12 @@ function sentence(chart, line) {
 function add({ seq, attempt, data }) {
   if (!curves || seq <= curves.last_event || !data) return false;
   curves.last_event = seq;
-  const again = attempt !== curves.attempt;
-  let asked = again;
-  const names = new Set(curves.charts.flatMap((chart) => chart.lines.map((line) => line.name)));
-  if (["train_loss", "valid_loss"].some((name) => data[name] != null && !names.has(name))) asked = true;
-  if (asked) return true;
+  const isNew = (name) => typeof data[name] === "number" && !known.has(name);
+  let asked = attempt !== curves.attempt || Object.keys(data).some(isNew);
+  if (asked) {
+    for (const name of Object.keys(data).filter(isNew)) known.add(name);
+    return true;
+  }
   curves.total_steps = data.total_steps ?? curves.total_steps;
   for (const chart of curves.charts) {
     for (const line of chart.lines) {
@@ -151,39 +160,95 @@ const loadSoon = seldom(2_000, load);
 let lastSaid = "";
 const saySoon = seldom(SAY_EVERY, () => say(lastSaid));
 
-let source = null;
-let over = false;
-let held = false;
-
-function listen() {
-  if (source || over || held || document.hidden || !("live" in section.dataset)) return;
-  const after = curves?.last_event ?? section.dataset.last;
-  source = new EventSource(`${base}/stream?after=${after}`);
-  source.addEventListener("points", (event) => {
-    const points = JSON.parse(event.data);
+// What happens to the job, by the names of its events.
+const tellings = {
+  points(points) {
     if (points.map(add).some(Boolean)) loadSoon();
     if (!progress(points.at(-1).data)) refreshSoon();
     drawSoon();
-  });
-  source.addEventListener("changed", (event) => {
-    lastSaid = JSON.parse(event.data).text;
+  },
+  changed({ text }) {
+    lastSaid = text;
     saySoon();
     refreshSoon();
-  });
-  source.addEventListener("end", (event) => {
+  },
+  end({ why }) {
     over = true;
     close();
-    if (JSON.parse(event.data).why === "signed-out") location.reload();
+    if (why === "signed-out") location.reload();
     else { loadSoon(); refreshSoon(); }
+  },
+};
+
+function tell(name, data, id) {
+  seen = Math.max(seen, +id || 0);
+  tellings[name](JSON.parse(data));
+}
+
+const isLive = "live" in section.dataset;
+let ready = false;
+let over = false;
+let held = false;
+// What listens: changes whenever that begins or ends, so that what was asked for before is dropped.
+let listener = null;
+let source = null;
+let leave = null;
+let timer = null;
+
+// Follows the stream if there is a place for it. Looks at what has happened otherwise, from time to time, until one is
+// free.
+async function listen() {
+  if (listener || !ready || !isLive || over || held || document.hidden) return;
+  clearTimeout(timer);
+  const mine = Symbol("listener");
+  listener = mine;
+  const place = await takePlace();
+  if (listener !== mine) place?.();
+  else if (place) follow(place);
+  else await look(mine);
+}
+
+function follow(place) {
+  leave = place;
+  source = new EventSource(`${base}/stream?after=${seen}`);
+  for (const name of Object.keys(tellings)) {
+    source.addEventListener(name, (event) => tell(name, event.data, event.lastEventId));
+  }
+  source.addEventListener("error", () => {
+    // The browser has given up, as the server refuses. A look finds out why.
+    if (source?.readyState !== EventSource.CLOSED) return;
+    close();
+    listener = Symbol("listener");
+    look(listener);
   });
+}
+
+// Reads what has happened since, and holds no connection.
+async function look(mine) {
+  const ask = fetch(`${base}/stream?after=${seen}&hold=no`, { headers: { accept: "text/event-stream" } });
+  const response = await ask.catch(() => null);
+  const frames = response?.ok ? await response.text().catch(() => "") : "";
+  if (listener !== mine) return;
+  if (response?.status === 401) location.reload();
+  for (const frame of frames.split("\n\n")) {
+    const field = (name) => frame.match(new RegExp(`^${name}: ?(.*)$`, "m"))?.[1];
+    if (field("event") in tellings) tell(field("event"), field("data"), field("id"));
+  }
+  if (listener !== mine) return;
+  listener = null;
+  timer = setTimeout(listen, LOOK_EVERY);
 }
 
 function close() {
+  listener = null;
+  clearTimeout(timer);
   source?.close();
   source = null;
+  leave?.();
+  leave = null;
 }
 
-// One connection for each page that is looked at: browsers have six for a server.
+// A page that nobody looks at holds neither a connection nor a place.
 addEventListener("pagehide", close);
 addEventListener("pageshow", listen);
 document.addEventListener("visibilitychange", () => (document.hidden ? close() : listen()));
@@ -191,7 +256,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => curv
 
 const place_of_controls = document.getElementById("controls");
 load().then(() => {
-  if (!curves?.charts.length && !("live" in section.dataset)) return;
+  if (!curves?.charts.length && !isLive) return;
   state = controls(place_of_controls, {
     smoothing: state.smoothing,
     epochs: curves?.epochs,
@@ -202,7 +267,7 @@ load().then(() => {
       else draw();
     },
   });
-  if (!("live" in section.dataset)) return;
+  if (!isLive) return;
   const hold = Object.assign(document.createElement("button"), { type: "button", className: "quiet", textContent: "Hold still" });
   hold.setAttribute("aria-pressed", "false");
   hold.addEventListener("click", () => {
@@ -212,5 +277,6 @@ load().then(() => {
     else listen();
   });
   place_of_controls.append(hold);
+  ready = true;
   listen();
 });

@@ -95,7 +95,8 @@ async function dropExamples(page) {
 async function dropTable(page) {
   const cell = (text) => `"${text.replaceAll('"', '""')}"`;
   const rows = HELD_OUT.slice(0, 12).map((line) => JSON.parse(line).messages.map(({ content }) => content));
-  const table = [["number", "entry", "letter"], ...rows.map(([letter, entry], index) => [String(index), entry, letter])];
+  const table = rows.map(([letter, entry], index) => [String(index), entry, letter]);
+  table.unshift(["number", "entry", "letter"]);
   await drop(page, "cases.csv", table.map((row) => row.map(cell).join(",")).join("\r\n"));
   await page.getByRole("heading", { name: "Which column is which?" }).waitFor();
   await page.getByRole("cell", { name: rows[0][0] }).waitFor();

@@ -1,6 +1,7 @@
 //! Tells an open page of a job what happens, as server-sent events: `points` (figures of steps), `changed` (anything
 //! else), `end` (nothing follows, and why). Their ids are numbers of the job's events, from which a browser goes on
-//! after a cut. Ends when the visitor's session does.
+//! after a cut. Ends when the visitor's session does. With `hold=no` it ends once everything so far is told: a browser
+//! holds few connections to a server, so pages that get none of them look from time to time instead.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -35,10 +36,13 @@ const CHECK_EVERY: Duration = Duration::from_secs(30);
 /// Milliseconds after which browsers come back to a server that stops, drawn for each from this range.
 const COME_BACK: std::ops::Range<u64> = 2_000..6_000;
 
-/// Where the page's own figures end.
+/// What is asked for.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct From {
+    /// Number of the event where the page's own figures end.
     after: Option<i64>,
+    /// `no`: what happened until now, without waiting for more.
+    hold: Option<String>,
 }
 
 /// Streams what happens to a job.
@@ -54,8 +58,9 @@ pub(super) async fn follow(
     let seen = resumed.or(from.after).unwrap_or_default();
     let mut check = interval_at(Instant::now() + CHECK_EVERY, CHECK_EVERY);
     check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let follower =
-        Follower { pages, visitor, job, seen, reader: None, check, ready: VecDeque::new(), state: Reading::Behind };
+    let holds = from.hold.as_deref() != Some("no");
+    let (reader, ready, state) = (None, VecDeque::new(), Reading::Behind);
+    let follower = Follower { pages, visitor, job, seen, holds, reader, check, ready, state };
     let events = Sse::new(follower.stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     let unbuffered = (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     Ok(([unbuffered], events).into_response())
@@ -68,7 +73,7 @@ enum Reading {
     Behind,
     /// It reads the feed.
     Live,
-    /// It has said that nothing follows.
+    /// It says nothing more.
     Over,
 }
 
@@ -78,6 +83,8 @@ struct Follower {
     job: Job,
     /// Number of the last event that was sent.
     seen: i64,
+    /// True if it waits for what comes later.
+    holds: bool,
     /// The feed, once the events so far are read.
     reader: Option<broadcast::Receiver<Arc<Batch>>>,
     check: Interval,
@@ -98,8 +105,10 @@ impl Follower {
             match self.state {
                 Reading::Behind => match read(&self.pages.api.queue, &mut self.job, self.seen).await {
                     Ok(batch) => {
-                        if batch.last == self.seen {
+                        if batch.last == self.seen && self.holds {
                             self.join();
+                        } else if batch.last == self.seen {
+                            self.state = Reading::Over;
                         }
                         self.take(&batch);
                     }
