@@ -82,16 +82,26 @@ impl Queue {
     /// Reads the steps of the job at which its validation file was measured. They are few, and soon read.
     pub async fn validations(&self, job: &Job) -> Result<Curves> {
         let rows = sqlx::query_as(sql::VALIDATIONS).bind(job.key).bind(MAX_PAGE);
-        let rows: Vec<Row> = rows.fetch_all(&self.store.pool).await?;
-        let mut curves = Curves::default();
-        for row in rows {
-            curves.add(row.seq, row.attempt, &row.data.0);
-        }
-        Ok(curves)
+        Ok(Curves::of(rows.fetch_all(&self.store.pool).await?))
+    }
+
+    /// Reads the figures of at most `limit` steps of the job that follow the step `after`. Their seconds are those of
+    /// their attempts.
+    pub async fn points(&self, job: &Job, after: i64, limit: i64) -> Result<Curves> {
+        let rows = sqlx::query_as(sql::POINTS).bind(job.key).bind(after).bind(limit.clamp(0, MAX_PAGE));
+        Ok(Curves::of(rows.fetch_all(&self.store.pool).await?))
     }
 }
 
 impl Curves {
+    fn of(rows: Vec<Row>) -> Self {
+        let mut curves = Self::default();
+        for row in rows {
+            curves.add(row.seq, row.attempt, &row.data.0);
+        }
+        curves
+    }
+
     /// Adds the figures of a step, which the event `seq` of an attempt told. An attempt that does steps again, after a
     /// crash, takes the place of what they were before.
     pub fn add(&mut self, seq: i64, attempt: i32, figures: &Figures) {
@@ -111,12 +121,13 @@ impl Curves {
         self.seconds.push(self.seconds_before + figures.get("elapsed_seconds").unwrap_or_default());
         self.total_steps = figures.get("total_steps").map(|steps| steps as i64).or(self.total_steps);
         for (name, value) in figures.values() {
-            if !self.figures.contains_key(name) {
-                self.figures.insert(name.to_owned(), Vec::new());
-            }
+            let value = value.unwrap_or(f64::NAN);
             if let Some(column) = self.figures.get_mut(name) {
-                column.resize(kept, f64::NAN);
-                column.push(value.unwrap_or(f64::NAN));
+                column.push(value);
+            } else {
+                let mut column = vec![f64::NAN; kept];
+                column.push(value);
+                self.figures.insert(name.to_owned(), column);
             }
         }
         for column in self.figures.values_mut() {

@@ -41,7 +41,7 @@ const MAX_PAGE: i64 = 100;
 /// Seconds between looks of an open list at jobs that have not ended.
 const REFRESH: u32 = 30;
 /// Losses of a job's line in the list.
-const LOSSES: i32 = 48;
+const LOSSES: i32 = 32;
 
 fn routes() -> Router<Pages> {
     Router::new()

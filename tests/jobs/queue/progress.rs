@@ -80,6 +80,30 @@ async fn curves_hold_every_step_and_messages_everything_else() {
 }
 
 #[tokio::test]
+async fn points_are_those_of_the_curves_page_by_page() {
+    let fixture = Fixture::new().await;
+    let job = fixture.running().await;
+    // Some steps are done again, from step 4 on and then from step 3 on.
+    for (number, step) in [1, 2, 3, 4, 5, 6, 4, 5, 3, 4, 5, 6, 7].into_iter().enumerate() {
+        tell(&fixture, &job, "metrics", json!({"step": step, "train_loss": number})).await;
+        tell(&fixture, &job, "message", json!({"step": 99})).await;
+    }
+    let curves = fixture.curves(&job).await.unwrap();
+    assert_eq!(curves.steps, [1, 2, 3, 4, 5, 6, 7]);
+    let (mut steps, mut losses, mut after) = (Vec::new(), Vec::new(), -1);
+    loop {
+        let page = fixture.points(&job, after, 3).await.unwrap();
+        let Some(last) = page.steps.last() else { break };
+        assert!(page.steps.len() <= 3);
+        after = *last;
+        losses.extend(page.figures["train_loss"].iter().map(|loss| loss.to_bits()));
+        steps.extend(page.steps);
+    }
+    let whole: Vec<u64> = curves.figures["train_loss"].iter().map(|loss| loss.to_bits()).collect();
+    assert_eq!((steps, losses), (curves.steps, whole));
+}
+
+#[tokio::test]
 async fn validations_are_the_steps_that_have_a_validation_loss() {
     let fixture = Fixture::new().await;
     let job = fixture.running().await;

@@ -35,9 +35,9 @@ pub(super) async fn points(
     Query(from): Query<From>,
 ) -> Result<Markup, Fault> {
     let job = find(&pages, &visitor, &id).await?;
-    let curves = pages.api.queue.curves(&job).await?;
-    let first = from.after.map_or(0, |after| curves.steps.partition_point(|step| *step <= after));
-    let end = curves.steps.len().min(first + ROWS as usize);
+    // One more than is shown tells whether others follow.
+    let curves = pages.api.queue.points(&job, from.after.unwrap_or(-1), ROWS + 1).await?;
+    let end = curves.steps.len().min(ROWS as usize);
     let path = format!("/ui/fine-tunes/{}", job.id);
     // Those of training first, which every step has.
     let mut columns: Vec<(&String, &Vec<f64>)> = curves.figures.iter().collect();
@@ -55,7 +55,7 @@ pub(super) async fn points(
                     }
                 }
                 tbody {
-                    @for place in first..end {
+                    @for place in 0..end {
                         tr {
                             th scope="row" { (curves.steps[place]) }
                             @for (_, column) in &columns {
