@@ -7,6 +7,7 @@ import re
 import httpx
 import pytest
 from conftest import as_prompts, create_job, upload, wait_for, wait_for_end
+from test_classification import create, finish, table
 from test_ui_session import SCRIPTS, signed_in
 
 HOSTILE = "<script>alert(1)</script>\"'&lt; \u202eshalom"
@@ -123,6 +124,39 @@ def test_jobs_are_compared_by_what_differs(acme, tenants, tickets, trained):
     assert acme.get("/ui/fine-tunes/compare?" + "&".join(f"job=ftjob-{n}" for n in range(9))).status_code == 400
 
 
+def test_figures_of_classes_are_drawn_shown_and_compared(acme, tenants, trained):
+    with tenants.client("acme") as client, tenants.http("acme") as http:
+        job = create(http, client, compute_classification_metrics=True, classification_positive_class=" weather")
+        done = finish(http, job)
+        assert done["status"] == "succeeded", done["events"][-1]
+        rows = table(client, done)
+    told = {
+        name: [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        for name in rows[0] if name.startswith("classification/")
+    }  # fmt: skip
+    assert len(told["classification/auroc"]) == 2, "one at the end of each epoch"
+    charts = {chart["id"]: chart for chart in acme.get(f"/ui/fine-tunes/{job['id']}/curves").json()["charts"]}
+    lines = {line["name"]: line for line in charts["classes"]["lines"]}
+    assert set(lines) == set(told)
+    for name, points in told.items():
+        assert lines[name]["step"] == [step for step, _ in points]
+        assert lines[name]["value"] == pytest.approx([value for _, value in points], abs=1e-4), name
+        assert lines[name]["smooth"] == []
+    page = acme.get(f"/ui/fine-tunes/{job['id']}").text
+    assert 'data-chart="classes"' in page
+    shown = page.split("Validation prompts sorted into classes")[1].split("</section>")[0]
+    facts = dict(re.findall(r"<dt>([^<]+)</dt>\s*<dd>([^<]+)</dd>", shown))
+    assert set(facts) == {"Accuracy", "Precision", "Recall", "AUROC", "AUPRC", "F1.0"}
+    for label, value in facts.items():
+        expected = told["classification/" + label.lower()][-1][1]
+        assert float(value) == pytest.approx(expected, abs=1e-3), label
+    compared = acme.get(f"/ui/fine-tunes/compare?job={job['id']}&job={trained.id}").text
+    classes = compared.split("Classification of the validation files")[1].split("</table>")[0]
+    assert ">AUROC<" in classes and facts["AUROC"] in classes
+    other = acme.get(f"/ui/fine-tunes/{trained.id}").text
+    assert "sorted into classes" not in other and 'data-chart="classes"' not in other
+
+
 def test_a_failed_job_shows_why(acme, tenants):
     with tenants.client("acme") as client:
         broken = client.files.create(file=("broken.jsonl", json.dumps({"messages": HOSTILE}).encode()), purpose="fine-tune")
@@ -174,6 +208,38 @@ def test_the_stream_tells_a_job_to_its_end_and_resumes(tenants, acme, tickets):
     with acme.stream("GET", f"/ui/fine-tunes/{job.id}/stream", headers={"Last-Event-ID": str(half)}) as response:
         again = [point["seq"] for name, data, _ in frames(response) if name == "points" for point in data]
     assert all(seq > half for seq in again)
+
+
+def test_a_look_tells_what_has_happened_since_and_holds_no_connection(tenants, acme, tickets, trained):
+    def look(job, after):
+        answer = acme.get(f"/ui/fine-tunes/{job}/stream?after={after}&hold=no", headers={"Accept": "text/event-stream"})
+        assert answer.status_code == 200
+        return list(frames(answer))
+
+    whole = look(trained.id, 0)
+    assert [name for name, _, _ in whole][-1] == "end"
+    assert [name for name, _, _ in look(trained.id, whole[-1][2])] == ["end"], "nothing is told twice"
+    with tenants.client("acme") as client:
+        job = create_job(client, upload(client, tickets), {"n_epochs": 10, "batch_size": 1, "learning_rate": 1e-4}).id
+        steps, seen = [], 0
+
+        def moved():
+            nonlocal seen
+            for name, data, number in look(job, seen):
+                assert name != "end"
+                seen = number or seen
+                steps.extend(point["data"]["step"] for point in data if name == "points")
+            return len(steps) >= 4
+
+        try:
+            # The job runs on meanwhile: a look that waited for its end would never come back.
+            wait_for(moved, "four steps", every=0.5)
+        finally:
+            client.fine_tuning.jobs.cancel(job)
+        assert wait_for_end(client, job).status == "cancelled"
+    assert steps == sorted(set(steps)), "each step is told once"
+    name, data, _ = look(job, seen)[-1]
+    assert (name, data) == ("end", {"why": "ended"})
 
 
 def test_pause_and_resume_by_forms(tenants, acme, tickets):

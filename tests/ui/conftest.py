@@ -95,6 +95,19 @@ def of_acme(server, keys, tickets):
         assert sdk.wait_for_end(client, failed.id, 300).status == "failed"
         for name in ["trained", "other", "long"]:
             assert sdk.wait_for_end(client, jobs[name], 300).status == "succeeded", name
+    # What only jobs of the older resource are asked to measure.
+    sql(
+        server,
+        """
+        update job_events set data = data || :'classes' where kind = 'metrics' and data->>'full_valid_loss' is not null
+           and job = (select key from jobs where id = :'job');
+        insert into job_events (job, attempt, message, data)
+        select key, attempt, 'Classification: accuracy=0.750', jsonb_build_object('step', 1) || :'classes'
+          from jobs where id = :'job';
+        """,
+        job=jobs["trained"],
+        classes=json.dumps({"classification/accuracy": 0.75, "classification/auroc": None}),
+    )
     sql(
         server,
         """

@@ -4,26 +4,11 @@
 import assert from "node:assert/strict";
 import { readFileSync, statSync } from "node:fs";
 
-import { api, visit, world } from "./browser.js";
-
-const TICKETS = new URL("../../models/demo/tickets/train.jsonl", import.meta.url);
-
-async function startJob(examples, hyperparameters) {
-  const lines = readFileSync(TICKETS, "utf8").split("\n").slice(0, examples).join("\n");
-  const form = new FormData();
-  form.set("purpose", "fine-tune");
-  form.set("file", new File([lines], "letters.jsonl"));
-  const file = await api("acme", "POST", "/v1/files", form);
-  const method = { type: "supervised", supervised: { hyperparameters } };
-  const job = { model: "demo", training_file: file.id, method, suffix: "newcomer" };
-  return api("acme", "POST", "/v1/fine_tuning/jobs", job);
-}
-
-const says = (page, word) => page.locator(`#standing .state.${word}`).waitFor();
+import { visit, world } from "./browser.js";
+import { says, startJob } from "./jobs.js";
 
 visit("a curve moves by itself while a job runs, and stops when the job does", { who: "acme" }, async (page) => {
-  // Long enough for any machine; it is cancelled at the end.
-  const job = await startJob(400, { n_epochs: 50, batch_size: 1, learning_rate: 1e-4 });
+  const job = await startJob(400);
   const path = `/ui/fine-tunes/${job.id}`;
   await page.goto(path);
   // From here on the page is not loaded again: what it shows comes through its stream.
@@ -92,6 +77,12 @@ visit("jobs that are marked in the list are compared", { who: "acme" }, async (p
   assert.equal(await settings.getByRole("rowheader", { name: "batch_size", exact: true }).count(), 0);
   await page.getByLabel("Across").selectOption("step");
   await page.getByText("Step", { exact: true }).first().waitFor();
+  for (const [name, label] of [["Gradient norm", "Gradient norm"], ["Classification: Accuracy", "Accuracy"]]) {
+    await page.getByRole("combobox", { name: "Figure" }).selectOption({ label: name });
+    await page.locator("#plot .u-label", { hasText: label }).first().waitFor();
+  }
+  await page.getByRole("combobox", { name: "Figure" }).selectOption({ label: "Loss" });
+  await page.locator("#plot .u-label", { hasText: "Training loss" }).first().waitFor();
 });
 
 visit("a curve of ten thousand points is thinned, and smoothed as one likes", { who: "acme" }, async (page) => {
@@ -111,22 +102,4 @@ visit("a curve of ten thousand points is thinned, and smoothed as one likes", { 
   await page.getByLabel("Logarithmic loss").check();
   await page.emulateMedia({ colorScheme: "dark" });
   await page.locator("[data-chart=loss] canvas").waitFor();
-});
-
-visit("a page that nobody looks at holds no connection", { who: "acme" }, async (page) => {
-  // A browser has six of them for a server.
-  const job = await startJob(400, { n_epochs: 50, batch_size: 1, learning_rate: 1e-4 });
-  const isStream = (request) => request.url().includes("/stream");
-  const look = (hidden) => page.evaluate((hidden) => {
-    Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
-    document.dispatchEvent(new Event("visibilitychange"));
-  }, hidden);
-  try {
-    const [stream] = await Promise.all([page.waitForRequest(isStream), page.goto(`/ui/fine-tunes/${job.id}`)]);
-    const [ended] = await Promise.all([page.waitForEvent("requestfailed", isStream), look(true)]);
-    assert.equal(ended, stream);
-    await Promise.all([page.waitForRequest(isStream), look(false)]);
-  } finally {
-    await api("acme", "POST", `/v1/fine_tuning/jobs/${job.id}/cancel`);
-  }
 });

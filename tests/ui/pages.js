@@ -18,6 +18,7 @@ export const PAGES = [
     path: ({ trained }) => `/ui/fine-tunes/${trained}`,
     reads: [
       "Loss", "lowest", "Estimate and actual", "Answers to validation prompts", "Checkpoints", "letters.jsonl", "ATT-1",
+      "Classification", "sorted into classes", "not defined",
     ],
     ready: "[data-chart=loss] canvas",
   },
@@ -33,7 +34,7 @@ export const PAGES = [
   {
     name: "comparison",
     path: ({ trained, other }) => `/ui/fine-tunes/compare?job=${trained}&job=${other}`,
-    reads: ["Last training loss", "Settings that differ", "n_epochs", "rank"],
+    reads: ["Last training loss", "Classification of the validation files", "Settings that differ", "n_epochs", "rank"],
     ready: "#plot canvas",
   },
   { name: "new-fine-tune", path: () => "/ui/fine-tunes/new", reads: ["New fine-tune", "A file of examples"] },

@@ -1,14 +1,12 @@
 // Every page in light and dark, on a phone and without JavaScript: readable, accessible, and without faults.
 
 import assert from "node:assert/strict";
-import { mkdirSync, readFileSync } from "node:fs";
-import { createRequire } from "node:module";
+import { mkdirSync } from "node:fs";
 
+import { isAccessible } from "./accessibility.js";
 import { visit, world } from "./browser.js";
 import { PAGES, viewer } from "./pages.js";
 
-const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
-const RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"];
 // For people to look at; git does not keep them.
 const SCREENSHOTS = new URL("screenshots/", import.meta.url).pathname;
 mkdirSync(SCREENSHOTS, { recursive: true });
@@ -31,7 +29,7 @@ for (const { name, path, reads, ready, missing, ...page } of PAGES) {
       await page.screenshot({ path: `${SCREENSHOTS}${name}-${look}.png`, fullPage: true });
       const wide = await page.evaluate(() => document.documentElement.scrollWidth);
       assert.ok(wide <= (options.width ?? 1280), `the page is ${wide} wide`);
-      assert.deepEqual(await findings(page), []);
+      await isAccessible(page);
     });
   }
 
@@ -50,15 +48,3 @@ visit("every page of the navigation is looked at", { who: "operators" }, async (
   assert.ok(links.length > 0);
   assert.deepEqual(links.filter((link) => !known.includes(link)), [], "these have no line in pages.js");
 });
-
-// What axe finds that keeps somebody from reading or using the page.
-async function findings(page) {
-  await page.evaluate(AXE);
-  const { violations, passes } = await page.evaluate(
-    (rules) => window.axe.run(document, { runOnly: rules, resultTypes: ["violations", "passes"] }),
-    RULES,
-  );
-  assert.ok(passes.length > 10, "axe has looked");
-  const serious = violations.filter(({ impact }) => ["serious", "critical"].includes(impact));
-  return serious.flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.html} ${node.failureSummary}`));
-}

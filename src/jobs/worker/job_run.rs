@@ -215,7 +215,7 @@ impl Worker {
                         tracing::warn!(job = job.id, "cannot write the expected end: {error}");
                     }
                 }
-                Progress::Classified(figures) => self.tell_classes(job, &figures).await,
+                Progress::Classified { step, figures } => self.tell_classes(job, step, &figures).await,
                 Progress::Epoch { done, of } => {
                     self.say(job, "info", &format!("Completed epoch {done}/{of}"), None).await;
                 }

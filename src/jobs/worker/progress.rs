@@ -30,8 +30,8 @@ pub(super) enum Progress {
     Step { figures: StepFigures, tokens_per_second: f64, remaining: Duration },
     /// Figures of the whole validation file.
     Measured(Box<Measured>),
-    /// Classification metrics of the validation file, by name.
-    Classified(Vec<(String, f64)>),
+    /// Classification metrics of the validation file after a step.
+    Classified { step: usize, figures: ClassFigures },
     /// An epoch is complete.
     Epoch { done: usize, of: usize },
     /// The adapter at the end of an epoch, to be used as a model.
@@ -50,7 +50,12 @@ pub(super) struct StepFigures {
     pub counts: Option<AnswerCounts>,
     /// How well vectors or scores put the validation file in order; `None` if not measured after this step.
     pub quality: Option<QualityFigures>,
+    /// Classification metrics of the validation file; `None` if they were not measured after this step.
+    pub classes: Option<ClassFigures>,
 }
+
+/// Classification metrics by the names of their columns in the result file; NaN if one is not defined.
+pub(super) type ClassFigures = Vec<(String, f64)>;
 
 /// Files, settings and forecast of a run, before its first step.
 pub(super) struct TrainingPlan {

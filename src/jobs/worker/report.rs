@@ -79,14 +79,16 @@ impl Worker {
         }
     }
 
-    /// Writes classification metrics as an event for people; the result file has them for programs.
-    pub(super) async fn tell_classes(&self, job: &Job, figures: &[(String, f64)]) {
+    /// Writes the classification metrics after a step as an event.
+    pub(super) async fn tell_classes(&self, job: &Job, step: usize, figures: &[(String, f64)]) {
         let defined = figures.iter().filter(|(_, figure)| !figure.is_nan());
         let text = |(name, figure): &(String, f64)| {
             format!("{}={figure:.3}", name.strip_prefix("classification/").unwrap_or(name))
         };
         let message = format!("Classification: {}", defined.map(text).collect::<Vec<_>>().join(", "));
-        self.say(job, "info", &message, None).await;
+        let mut data = json!({"step": step});
+        add_classes(&mut data, figures);
+        self.say(job, "info", &message, Some(data)).await;
     }
 
     /// Writes how training ended, if it ended early or the model is not the last step's.
@@ -265,7 +267,7 @@ fn step_message(report: &StepReport, validation: Option<Validation>) -> String {
 
 /// Makes the data of a metrics event.
 fn metrics(figures: &StepFigures, speed: Speed) -> Value {
-    let StepFigures { step: report, validation, counts, quality } = figures;
+    let StepFigures { step: report, validation, counts, quality, classes } = figures;
     let validation = *validation;
     let figures = |evaluation: Option<Evaluation>| {
         (evaluation.map(|figures| figures.loss), evaluation.map(|figures| figures.token_accuracy))
@@ -295,7 +297,15 @@ fn metrics(figures: &StepFigures, speed: Speed) -> Value {
     if let Some(quality) = quality {
         quality.add_to(&mut data);
     }
+    add_classes(&mut data, classes.as_deref().unwrap_or_default());
     data
+}
+
+/// Adds classification metrics; null stands for one that is not defined.
+fn add_classes(data: &mut Value, figures: &[(String, f64)]) {
+    for (name, figure) in figures {
+        data[name.as_str()] = figure.is_finite().then_some(*figure).into();
+    }
 }
 
 /// Adds the figures of pairs of answers, if training is on preferences.
@@ -310,7 +320,7 @@ fn add_rewards(data: &mut Value, report: &StepReport, validation: Option<Validat
 
 /// Makes the figures of a checkpoint; those of the validation file only if there is one.
 pub(super) fn checkpoint_metrics(figures: &StepFigures) -> Value {
-    let StepFigures { step: report, validation, counts, quality } = figures;
+    let StepFigures { step: report, validation, counts, quality, .. } = figures;
     let validation = *validation;
     let named = report.method.labels().accuracy;
     let mut metrics = json!({
@@ -338,6 +348,13 @@ pub(super) fn checkpoint_metrics(figures: &StepFigures) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_figure_of_classes_that_is_not_defined_is_null() {
+        let mut data = json!({"step": 4});
+        add_classes(&mut data, &[("classification/accuracy".into(), 0.75), ("classification/auroc".into(), f64::NAN)]);
+        assert_eq!(data, json!({"step": 4, "classification/accuracy": 0.75, "classification/auroc": null}));
+    }
 
     #[test]
     fn a_duration_is_compared_with_the_bounds_that_were_expected() {

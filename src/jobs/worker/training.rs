@@ -17,7 +17,7 @@ use super::forecast::{Forecast, ForecastInputs, RunAccount};
 use super::inputs::{Inputs, Surroundings};
 use super::lease::{Control, Interrupt};
 use super::meter::Meter;
-use super::progress::{Progress, StepFigures, Trained, TrainingPlan};
+use super::progress::{ClassFigures, Progress, StepFigures, Trained, TrainingPlan};
 use super::pulse::count_step;
 use super::quality::QualityFigures;
 use crate::adapters::peft::{self};
@@ -206,14 +206,15 @@ impl Run {
             let validation = self.validate_after(&report, &mut before_micro_step)?;
             let classes = self.classify_after(&report, &mut before_micro_step)?;
             let complete = self.trainer.is_complete();
-            let figures = StepFigures { step: report, validation, counts: self.counts(), quality: self.quality() };
+            let (counts, quality) = (self.counts(), self.quality());
+            let figures = StepFigures { step: report, validation, counts, quality, classes };
             if report.step % every == 0 || complete || validation.is_some() {
                 let (tokens_per_second, remaining) = meter.speed(&report);
                 self.report(Progress::Step { figures: figures.clone(), tokens_per_second, remaining })?;
             }
             self.report_measured(&figures)?;
             if let Some(done) = report.completed_epoch {
-                self.report_epoch(done, figures, classes)?;
+                self.report_epoch(done, figures)?;
             }
             // The last state needs no checkpoint: publishing takes less time than restoring.
             if !complete && (report.completed_epoch.is_some() || saved.elapsed() >= CHECKPOINT_EVERY) {
@@ -268,7 +269,7 @@ impl Run {
 
     /// Reports the figures of the whole validation file, if they were measured.
     fn report_measured(&self, figures: &StepFigures) -> Result<()> {
-        let StepFigures { step, validation, counts, quality } = figures;
+        let StepFigures { step, validation, counts, quality, .. } = figures;
         let Some(validation) = validation.filter(|validation| validation.full.is_some()) else { return Ok(()) };
         let (counts, quality) = (counts.clone(), quality.clone());
         let measured = Measured { step: step.step, method: step.method, validation, counts, quality };
@@ -299,7 +300,7 @@ impl Run {
         &mut self,
         report: &StepReport,
         before_micro_step: BeforeMicroStep<'_>,
-    ) -> Result<Option<Vec<(String, f64)>>> {
+    ) -> Result<Option<ClassFigures>> {
         let (Some(_), Some(task)) = (report.completed_epoch, &self.classification) else { return Ok(None) };
         let figures = self.trainer.classify(task, before_micro_step)?;
         self.trainer.record_classification(figures.clone());
@@ -307,9 +308,9 @@ impl Run {
     }
 
     /// Reports epoch `done`, its figures of classes, and its adapter as a model.
-    fn report_epoch(&self, done: usize, figures: StepFigures, classes: Option<Vec<(String, f64)>>) -> Result<()> {
-        if let Some(classes) = classes {
-            self.report(Progress::Classified(classes))?;
+    fn report_epoch(&self, done: usize, figures: StepFigures) -> Result<()> {
+        if let Some(classes) = figures.classes.clone() {
+            self.report(Progress::Classified { step: figures.step.step, figures: classes })?;
         }
         self.report(Progress::Epoch { done, of: self.trainer.settings().epochs })?;
         // This goes before the checkpoint: an attempt that is lost between the two makes this model again.

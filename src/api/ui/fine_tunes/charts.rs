@@ -1,4 +1,4 @@
-//! The charts of a job: which figures stand together, their words, and the JSON that `curves.js` draws. Made of
+//! The charts of a job: which figures stand together, their words, and the JSON that the scripts draw. Made of
 //! [`Curves`], thinned.
 
 use maud::{Markup, html};
@@ -11,6 +11,8 @@ use crate::jobs::curves::Curves;
 
 /// Rows of the table beside a chart.
 const ROWS: usize = 25;
+/// What the names of classification metrics begin with, in events and in the result file.
+pub(super) const CLASSES: &str = "classification/";
 
 /// A chart.
 struct Kind {
@@ -27,7 +29,7 @@ struct Kind {
 }
 
 /// The charts in their order; a figure stands in the first that holds it.
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 8] = [
     Kind { id: "loss", title: "Loss", falls: true, noisy: true, holds: |name| name.ends_with("loss") },
     Kind {
         id: "margin",
@@ -35,6 +37,13 @@ const KINDS: [Kind; 7] = [
         falls: false,
         noisy: true,
         holds: |name| name.ends_with("reward_margin"),
+    },
+    Kind {
+        id: "classes",
+        title: "Classification",
+        falls: false,
+        noisy: false,
+        holds: |name| name.starts_with(CLASSES),
     },
     Kind { id: "accuracy", title: "Accuracy", falls: false, noisy: true, holds: |name| name.ends_with("accuracy") },
     Kind {
@@ -168,12 +177,17 @@ impl Line {
 }
 
 /// Returns words for a figure: `full_valid_loss` is `Full validation loss`.
-fn label(name: &str) -> String {
+pub(super) fn label(name: &str) -> String {
     let words: Vec<&str> = name
+        .strip_prefix(CLASSES)
+        .unwrap_or(name)
         .split('_')
         .map(|word| match word {
             "train" => "training",
             "valid" => "validation",
+            "auroc" => "AUROC",
+            "auprc" => "AUPRC",
+            "f1" => "F1",
             word => word,
         })
         .collect();
@@ -259,6 +273,8 @@ mod tests {
             ("train_mean_token_accuracy", [0.1, 0.2, 0.3]),
             ("train_reward_accuracy", [0.5, 0.5, 0.5]),
             ("train_reward_margin", [0.0, 0.1, 0.2]),
+            ("classification/accuracy", [f64::NAN, 0.75, f64::NAN]),
+            ("classification/auroc", [f64::NAN; 3]),
             ("learning_rate", [1e-3, 1e-3, 5e-4]),
             ("valid_right_answers", [f64::NAN, 4.0, f64::NAN]),
             ("valid_counted_answers", [f64::NAN, 5.0, f64::NAN]),
@@ -280,13 +296,26 @@ mod tests {
             [
                 ("loss", vec!["train_loss", "valid_loss"]),
                 ("margin", vec!["train_reward_margin"]),
+                ("classes", vec!["classification/accuracy"]),
                 ("accuracy", vec!["train_reward_accuracy", "train_mean_token_accuracy"]),
                 ("validation", vec!["valid_right_answers"]),
                 ("rate", vec!["learning_rate"]),
             ]
         );
-        assert!(charts[4].lines[0].smooth.is_empty(), "a learning rate is not smoothed");
+        assert!(charts[5].lines[0].smooth.is_empty(), "a learning rate is not smoothed");
         assert_eq!(charts[0].lines.iter().map(|line| line.smooth.len()).collect::<Vec<_>>(), [3, 0]);
+    }
+
+    #[test]
+    fn figures_have_words() {
+        for (name, words) in [
+            ("full_valid_loss", "Full validation loss"),
+            ("classification/weighted_f1_score", "Weighted F1 score"),
+            ("classification/f0.5", "F0.5"),
+            ("classification/auroc", "AUROC"),
+        ] {
+            assert_eq!(label(name), words);
+        }
     }
 
     #[test]

@@ -1,11 +1,12 @@
-//! Several jobs over one another: their losses by epoch, and the settings in which they differ.
+//! Several jobs over one another: their figures by epoch, and the settings in which they differ.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use axum::extract::State;
 use maud::{Markup, html};
 use uuid::Uuid;
 
+use super::charts::{CLASSES, label};
 use super::job::{epochs, find};
 use super::{SECTION, settings};
 use crate::api::http::error::{Problem, Result};
@@ -29,7 +30,7 @@ pub(super) async fn show(
     QueryPairs(pairs): QueryPairs,
 ) -> Result<Markup, Fault> {
     let mut ids: Vec<&String> = pairs.iter().filter(|(name, _)| name == "job").map(|(_, id)| id).collect();
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     ids.retain(|id| seen.insert(id.as_str()));
     if ids.len() > MOST {
         let message = format!("{MOST} jobs can be compared at a time; {} are marked.", ids.len());
@@ -50,7 +51,7 @@ pub(super) async fn show(
         @if jobs.len() < 2 { p { "Mark two jobs or more in the list." } }
         @else {
             section.card id="comparison" aria-labelledby="comparison-title" {
-                h2 id="comparison-title" { "Loss by epoch" }
+                h2 id="comparison-title" { "Curves" }
                 // The script puts a chart and its controls here.
                 div.row.controls id="controls" hidden {}
                 figure.chart {
@@ -59,6 +60,7 @@ pub(super) async fn show(
                 }
             }
             (losses(&jobs, &progress, &validations))
+            (classes(&jobs, &validations))
             section { h2 { "Settings" } (settings::differences(&jobs, link)) }
         }
     };
@@ -96,6 +98,32 @@ fn losses(jobs: &[Job], progress: &HashMap<Uuid, Progress>, validations: &[Curve
                             td.number { @if let Some(loss) = progress.train_loss { (figure(loss)) } }
                             td.number { @if let Some(losses) = validation { (figure(losses.0)) } }
                             td.number { @if let Some(losses) = validation { (figure(losses.1)) } }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Shows how well the models sort their validation files into classes, if any of them was asked to.
+fn classes(jobs: &[Job], validations: &[Curves]) -> Markup {
+    let names = validations.iter().flat_map(|curves| curves.figures.keys());
+    let names: BTreeSet<&String> = names.filter(|name| name.starts_with(CLASSES)).collect();
+    html! {
+        @if !names.is_empty() {
+            div.scroll tabindex="0" role="region" aria-label="Classification" {
+                table {
+                    caption { "Classification of the validation files, as last measured" }
+                    thead { tr { th scope="col" { "Job" } @for name in &names { th.number scope="col" { (label(name)) } } } }
+                    tbody {
+                        @for (job, curves) in jobs.iter().zip(validations) {
+                            tr {
+                                th scope="row" { (link(job)) }
+                                @for name in &names {
+                                    td.number { @if let Some((last, _)) = numbers(curves, name) { (figure(last)) } }
+                                }
+                            }
                         }
                     }
                 }

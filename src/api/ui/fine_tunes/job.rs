@@ -82,6 +82,7 @@ pub(super) async fn show(
         @if !is_live { (charts(job, &curves)) }
         (parts::account(&pages.api.config, &standing))
         (parts::answers(&standing))
+        (parts::classes(&standing))
         (parts::checkpoints(&standing))
         @if !is_live { (settings(&pages, job).await?) }
         (parts::events(&standing))

@@ -4,6 +4,7 @@
 use maud::{Markup, html};
 use serde_json::Value;
 
+use super::charts::{CLASSES, label};
 use crate::api::fine_tuning::event_text::event_text;
 use crate::api::ui::playground;
 use crate::api::ui::words::{self, figure, moment};
@@ -183,6 +184,28 @@ pub(super) fn answers(standing: &Standing) -> Markup {
                                 td.text data-label="Fine-tuned" dir="auto" { (text(answer, "fine_tuned")) }
                             }
                         }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// How well the model sorts validation prompts into classes, as last measured.
+pub(super) fn classes(standing: &Standing) -> Markup {
+    let measured = standing.messages.iter().find_map(|event| {
+        let data = event.data.as_ref()?.as_object()?;
+        data.keys().any(|name| name.starts_with(CLASSES)).then_some(data)
+    });
+    html! {
+        section id="classes" data-part aria-labelledby="classes-title" {
+            @if let Some(data) = measured {
+                h2 id="classes-title" { "Validation prompts sorted into classes" }
+                @if let Some(step) = data.get("step").and_then(Value::as_i64) { p.hint { "After step " (step) "." } }
+                dl.facts {
+                    @for (name, value) in data.iter().filter(|(name, _)| name.starts_with(CLASSES)) {
+                        dt { (label(name)) }
+                        dd { @match value.as_f64() { Some(value) => (figure(value)), None => "not defined" } }
                     }
                 }
             }
