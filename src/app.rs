@@ -34,6 +34,7 @@ use crate::model::entry::ModelEntry;
 use crate::model::{BaseModel, device};
 use crate::off_thread::off_thread;
 use crate::store::Store;
+use crate::store::completion_recorder::CompletionRecorder;
 use crate::store::key_directory::KeyDirectory;
 use crate::store::postgres::PrivatePostgres;
 use crate::store::usage_recorder::UsageRecorder;
@@ -72,6 +73,7 @@ impl App {
         config.check_closed(store.has_keys().await?)?;
         let keys = KeyDirectory::open(store.clone(), config.limits.keys_outage()).await?;
         let usage = UsageRecorder::new(store.clone());
+        let completions = CompletionRecorder::new(store.clone());
         let queue = Queue::open(store.clone()).await?;
         if postgres.is_some() {
             // Nobody else uses this database: jobs that its rows call running belonged to a process that was killed.
@@ -118,6 +120,7 @@ impl App {
             resources,
             pulse,
             usage,
+            completions,
             shutdown,
         };
         Ok(Self { state, worker, _postgres: postgres })
@@ -140,7 +143,11 @@ impl App {
             );
         }
         let recorded = CancellationToken::new();
-        let mut recorder = Some(tokio::spawn(self.state.usage.clone().run(recorded.clone())));
+        let usage = self.state.usage.clone().run(recorded.clone());
+        let completions = self.state.completions.clone().run(recorded.clone());
+        let mut recorder = Some(tokio::spawn(async {
+            tokio::join!(usage, completions);
+        }));
         let mut worker = config.worker.then(|| tokio::spawn(self.worker.clone().run(shutdown.clone())));
         let mut server = Some(self.serve(listener, api::router(self.state.clone()), shutdown.clone()));
         let mut background = Some(tokio::spawn(api::work_in_background(self.state.clone())));

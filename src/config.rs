@@ -2,11 +2,13 @@
 //!
 //! Called by `main`; everything else receives the values it needs. Nothing else in the crate reads the environment,
 //! but for the variables of Hugging Face's programs, which `attune-hub` reads.
-//! [`limits`] has the limits on requests, `retention` how long things are kept, `secrets` what no message may show.
+//! [`limits`] has the limits on requests, `retention` how long things are kept, `secrets` what no message may show,
+//! `webhooks` who is told of what happens.
 
 pub mod limits;
 mod retention;
 mod secrets;
+mod webhooks;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -24,6 +26,7 @@ use serde::{Deserialize, Serialize};
 pub use self::limits::Limits;
 pub use self::retention::Retention;
 pub use self::secrets::Secret;
+pub use self::webhooks::{EVENTS as WEBHOOK_EVENTS, Webhook};
 use crate::datasets::spelling::nearest;
 use crate::hub::ModelName;
 pub use crate::model::device::DeviceChoice;
@@ -94,6 +97,8 @@ pub struct Config {
     pub training: TrainingOptions,
     /// How long what has ended is kept.
     pub retention: Retention,
+    /// Who is told of what happens.
+    pub webhooks: Vec<Webhook>,
     /// The currency of `prices` and `training`.
     pub currency: String,
     /// Log lines as JSON instead of text.
@@ -205,6 +210,7 @@ impl Default for Config {
             prices: BTreeMap::new(),
             training: TrainingOptions::default(),
             retention: Retention::default(),
+            webhooks: Vec::new(),
             currency: "USD".into(),
             log_json: false,
         }
@@ -274,6 +280,7 @@ impl Config {
             return Err(Error("training: max_unfinished_jobs must be at least 1".into()));
         }
         self.retention.check()?;
+        webhooks::check(&self.webhooks)?;
         Ok(self)
     }
 

@@ -3,8 +3,9 @@
 
 use crate::api::ApiState;
 use crate::api::access::inside::Inside;
+use crate::api::webhooks;
 
 /// Runs every part until all have ended.
 pub(super) async fn run(state: ApiState, _inside: Inside) {
-    state.shutdown.cancelled().await;
+    webhooks::run(state).await;
 }

@@ -5,6 +5,7 @@
 //! - [`access`]: keys, limits, and the tokens that a request is charged;
 //! - [`operations`]: health, usage, files; [`models`]: models, adapters, permissions;
 //! - [`generation`]: completions, chat, embeddings, scores, tokens; [`fine_tuning`]: jobs and their events, in both forms;
+//! - `webhooks`: tells endpoints of what happened;
 //! - `background`: work that no connection waits for;
 //! - [`ui`]: the page for people, which has a list of routes of its own.
 //!
@@ -18,6 +19,7 @@ mod http;
 mod models;
 mod operations;
 mod ui;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -36,6 +38,7 @@ use self::access::inside::Inside;
 use self::access::shares::share_out;
 use self::fine_tuning::{fine_tunes, fine_tuning_jobs};
 use self::generation::ranking::{classify, rerank, score};
+use self::generation::stored_completions::{self, training_file};
 use self::generation::{chat, completions, embeddings, engines, tokenize};
 use self::http::{docs, transport, unread};
 use self::models::{adapter_download, checkpoint_permissions, lora_adapters, model_list, model_resource};
@@ -47,6 +50,7 @@ use crate::jobs::queue::Queue;
 use crate::jobs::worker::estimate::Estimator;
 use crate::jobs::worker::pulse::Pulse;
 use crate::store::Store;
+use crate::store::completion_recorder::CompletionRecorder;
 use crate::store::key_directory::KeyDirectory;
 use crate::store::usage_recorder::UsageRecorder;
 use crate::{Error, Result};
@@ -64,7 +68,9 @@ pub use self::operations::health::record_metrics;
 fn routes() -> OpenApiRouter<ApiState> {
     OpenApiRouter::new()
         .routes(routes!(completions::create))
-        .routes(routes!(chat::create))
+        .routes(routes!(chat::create, stored_completions::list))
+        .routes(routes!(stored_completions::retrieve, stored_completions::update, stored_completions::delete))
+        .routes(routes!(stored_completions::messages))
         .routes(routes!(embeddings::create))
         // Scores and labels.
         .routes(routes!(rerank::create))
@@ -87,6 +93,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(tokenize::detokenize))
         // Files; an upload has a limit of its own.
         .routes(routes!(files::create, files::list).layer(DefaultBodyLimit::disable()))
+        .routes(routes!(training_file::create))
         .routes(routes!(files::retrieve, files::delete))
         .routes(routes!(files::content))
         // Fine-tunes, the older resource.
@@ -171,6 +178,8 @@ pub struct ApiState {
     pub pulse: Pulse,
     /// Records the tokens that requests use.
     pub usage: UsageRecorder,
+    /// Writes the answers that clients asked to store.
+    pub completions: CompletionRecorder,
     /// The grammars of requests.
     pub grammars: Grammars,
     /// The memory and the threads that requests share.

@@ -17,20 +17,24 @@ pub struct Retention {
     pub ended_job_days: u32,
     /// Sums of tokens by day, key and model.
     pub usage_days: u32,
+    /// Chats that clients asked to store, counted from the answer.
+    pub stored_completion_days: u32,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { job_event_days: 90, ended_job_days: 365, usage_days: 1_100 }
+        Self { job_event_days: 90, ended_job_days: 365, usage_days: 1_100, stored_completion_days: 30 }
     }
 }
 
 impl Retention {
     /// Refuses times that cannot be meant.
     pub(super) fn check(&self) -> Result<()> {
-        if [self.job_event_days, self.ended_job_days, self.usage_days].iter().any(|days| *days > MAX_DAYS) {
+        let days = [self.job_event_days, self.ended_job_days, self.usage_days, self.stored_completion_days];
+        if days.iter().any(|days| *days > MAX_DAYS) {
             return Err(Error(format!(
-                "retention: job_event_days, ended_job_days and usage_days must be 0 (for ever) to {MAX_DAYS}"
+                "retention: job_event_days, ended_job_days, usage_days and stored_completion_days must be 0 (for ever) \
+                 to {MAX_DAYS}"
             )));
         }
         Ok(())

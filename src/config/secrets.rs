@@ -11,11 +11,12 @@ use super::{Config, Error, Result};
 
 /// The settings whose values no message may show, each with what to write. The files' names are among them, since a
 /// secret may have been written where the name of its file belongs.
-const SECRETS: [(&str, &str); 4] = [
+const SECRETS: [(&str, &str); 5] = [
     ("api_keys", "write a list of texts, [\"KEY\", \"KEY\"], or one text with commas between the keys"),
     ("api_keys_file", "write the path of a file, as a text"),
     ("database_url", "write one text, postgres://USER:PASSWORD@HOST:PORT/DATABASE"),
     ("database_url_file", "write the path of a file, as a text"),
+    ("webhooks", "write tables, each with a url, a secret and, if you like, a list of events and an organization"),
 ];
 
 /// A text that its `Debug` hides.

@@ -1,9 +1,10 @@
-//! Removes what has ended and is older than the configuration keeps it: events of jobs, jobs, sums of usage. `app` runs
-//! it in every server and worker; the database lets one of them work at a time.
+//! Removes what has ended and is older than the configuration keeps it: events of jobs, jobs, sums of usage, stored
+//! completions, events of webhooks; and files whose own time has come. `app` runs it in every server and worker; the
+//! database lets one of them work at a time.
 //!
 //! It works in small batches, each a statement of its own, so that nothing waits for it and a process that ends in the
 //! middle leaves nothing half done. Never removed are unfinished jobs, jobs of which a model is left, models, and files
-//! that clients uploaded.
+//! that clients uploaded without an end.
 
 use std::time::Duration;
 
@@ -34,6 +35,12 @@ pub struct Pruned {
     pub files: u64,
     /// Sums of usage.
     pub sums: u64,
+    /// Stored completions.
+    pub completions: u64,
+    /// Files that have expired.
+    pub expired_files: u64,
+    /// Events of webhooks.
+    pub webhook_events: u64,
 }
 
 /// Looks for what is too old at the start and every hour. What fails is tried again then.
@@ -46,6 +53,9 @@ pub async fn run(store: Store, retention: Retention) {
                 jobs = pruned.jobs,
                 files = pruned.files,
                 sums = pruned.sums,
+                completions = pruned.completions,
+                expired_files = pruned.expired_files,
+                webhook_events = pruned.webhook_events,
                 "removed what is older than the settings of retention keep it"
             ),
             Err(error) => tracing::warn!("cannot remove what is too old: {error}"),
@@ -66,6 +76,11 @@ pub async fn prune(store: &Store, retention: Retention) -> Result<Pruned> {
     if let Some(days) = days(retention.usage_days) {
         pruned.sums = prune_usage(store, days).await?;
     }
+    if let Some(days) = days(retention.stored_completion_days) {
+        pruned.completions = until_none(|| store.prune_stored_completions(days)).await?;
+    }
+    pruned.expired_files = until_none(|| store.remove_expired_files()).await?;
+    pruned.webhook_events = until_none(|| store.prune_webhook_events()).await?;
     Ok(pruned)
 }
 
@@ -99,6 +114,18 @@ async fn prune_jobs(store: &Store, days: i32, pruned: &mut Pruned) -> Result<()>
         for file in files {
             // Rows first: contents without a row are found by the sweep.
             store.remove_content_of_deleted(&file).await;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Removes batch after batch until one is empty; returns how much it was.
+async fn until_none<F: Future<Output = crate::store::Result<u64>>>(batch: impl Fn() -> F) -> Result<u64> {
+    let mut removed = 0;
+    loop {
+        match batch().await? {
+            0 => return Ok(removed),
+            some => removed += some,
         }
         tokio::time::sleep(PAUSE).await;
     }

@@ -152,6 +152,18 @@ impl Error {
         }
     }
 
+    /// True if what was to be stored is at fault: of a wrong form (class 22), against a rule (23) or too large (54).
+    pub(crate) fn is_of_data(&self) -> bool {
+        match self {
+            Self::NulInText => true,
+            Self::Database(error) => {
+                let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+                code.is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class)))
+            }
+            _ => false,
+        }
+    }
+
     /// True if trying the same again later can help.
     pub fn is_transient(&self) -> bool {
         matches!(

@@ -9,6 +9,9 @@ use futures::stream::BoxStream;
 use crate::store::{Error, Result};
 use crate::store::{MAX_PAGE, Store, new_id};
 
+/// Expired files that one statement removes.
+const EXPIRED: i64 = 100;
+
 /// A file as clients see it.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct File {
@@ -24,6 +27,8 @@ pub struct File {
     pub bytes: i64,
     /// Unix seconds.
     pub created_at: i64,
+    /// Unix seconds from which on it may be removed; `None`: never.
+    pub expires_at: Option<i64>,
 }
 
 /// What a new file is called and for.
@@ -69,7 +74,8 @@ macro_rules! file_query {
     ($before:literal, $after:literal) => {
         concat!(
             $before,
-            " id, organization, filename, purpose, bytes, extract(epoch from created_at)::bigint as created_at ",
+            " id, organization, filename, purpose, bytes, extract(epoch from created_at)::bigint as created_at, \
+             extract(epoch from expires_at)::bigint as expires_at ",
             $after
         )
     };
@@ -78,13 +84,18 @@ macro_rules! file_query {
 impl Store {
     /// Makes the file at `path` the content of a new file; nothing is left at `path`.
     pub async fn add_file(&self, new: NewFile, path: PathBuf) -> Result<File> {
+        self.add_expiring_file(new, path, None).await
+    }
+
+    /// [`Self::add_file`]; it is removed once it is older than `lifetime` seconds and no unfinished job needs it.
+    pub async fn add_expiring_file(&self, new: NewFile, path: PathBuf, lifetime: Option<i64>) -> Result<File> {
         let store = self.clone();
         Self::to_the_end(async move {
             let id = new_file_id();
             let context = format!("read {}", path.display());
             let bytes = tokio::fs::metadata(&path).await.map_err(Error::io(context))?.len();
             store.blobs.adopt(&blob_key(&id), path).await?;
-            store.add_file_row(&id, new, bytes).await
+            store.add_file_row(&id, new, bytes, lifetime).await
         })
         .await
     }
@@ -107,10 +118,11 @@ impl Store {
 
     /// Writes the row of a file whose content is stored. Content first: a row without content would be a file that
     /// cannot be read; the other way round is swept up.
-    async fn add_file_row(&self, id: &str, new: NewFile, bytes: u64) -> Result<File> {
+    async fn add_file_row(&self, id: &str, new: NewFile, bytes: u64, lifetime: Option<i64>) -> Result<File> {
         // After a failure nobody knows whether the row is there; if it is not, the sweep removes the content.
         let added: File = sqlx::query_as(file_query!(
-            "insert into files (id, organization, filename, purpose, bytes) values ($1, $2, $3, $4, $5) returning",
+            "insert into files (id, organization, filename, purpose, bytes, expires_at)
+             values ($1, $2, $3, $4, $5, now() + make_interval(secs => $6)) returning",
             ""
         ))
         .bind(id)
@@ -118,6 +130,7 @@ impl Store {
         .bind(new.filename)
         .bind(new.purpose)
         .bind(bytes as i64)
+        .bind(lifetime.map(|seconds| seconds as f64))
         .fetch_one(&self.pool)
         .await?;
         // Whoever took the content for one without a row has looked for the row after it was away.
@@ -219,6 +232,26 @@ impl Store {
             }
         })
         .await
+    }
+
+    /// Removes some of the files that have expired and that no unfinished job needs; returns how many.
+    pub(crate) async fn remove_expired_files(&self) -> Result<u64> {
+        let gone: Vec<String> = sqlx::query_scalar(
+            "with held as materialized (
+                 select organization, id from files where expires_at < now()
+                  order by expires_at limit $1 for update skip locked
+             ), used as materialized (
+                 select id, job_with_file(organization, id) as job from held
+             )
+             delete from files using used where files.id = used.id and used.job is null returning files.id",
+        )
+        .bind(EXPIRED)
+        .fetch_all(&self.pool)
+        .await?;
+        for id in &gone {
+            self.remove_content_of_deleted(id).await;
+        }
+        Ok(gone.len() as u64)
     }
 
     /// Removes the content of a file whose row is gone. The file is gone for everybody: the sweep removes what stays on

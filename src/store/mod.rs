@@ -1,7 +1,8 @@
-//! All SQL but the job queue's: uploaded files, fine-tuned models, API keys, usage, sessions of the page; the private Postgres; blobs on
-//! disk. Called by `api` and `jobs`.
+//! All SQL but the job queue's: uploaded files, fine-tuned models, stored completions, API keys, usage, webhooks, sessions of the
+//! page; the private Postgres; blobs on disk. Called by `api` and `jobs`.
 
 pub mod blobs;
+pub mod completion_recorder;
 mod database_url;
 pub(crate) mod disk_trouble;
 mod error;
@@ -18,9 +19,11 @@ pub mod postgres;
 pub mod recent_use;
 mod removal;
 mod schema;
+pub mod stored_completions;
 mod sweep;
 pub mod usage;
 pub mod usage_recorder;
+pub mod webhooks;
 mod write_probe;
 
 use std::path::Path;

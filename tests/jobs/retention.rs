@@ -7,13 +7,15 @@ use attune::jobs::queue::{Outcome, Queue, ResultFile, TrainedModel};
 use attune::jobs::retention::{Pruned, prune};
 use attune::jobs::{Job, JobApi, JobFault};
 use attune::store::Error;
-use attune::store::files::NewFile;
+use attune::store::files::{NewFile, Page};
+use attune::store::stored_completions::{CompletionFilter, NewCompletion};
 
 use crate::add_file;
 use crate::postgres::TestDatabase;
 use crate::training::{ORG, spec};
 
-const FOR_EVER: Retention = Retention { job_event_days: 0, ended_job_days: 0, usage_days: 0 };
+const FOR_EVER: Retention =
+    Retention { job_event_days: 0, ended_job_days: 0, usage_days: 0, stored_completion_days: 0 };
 
 struct Fixture {
     queue: Queue,
@@ -165,4 +167,53 @@ async fn nothing_is_removed_for_ever_nor_while_another_process_removes() {
     assert!(fixture.exists(&old).await && fixture.events(&old).await > 0);
     other.rollback().await.unwrap();
     assert_eq!(fixture.prune(Retention::default()).await.jobs, 1);
+}
+
+#[tokio::test]
+async fn stored_answers_expired_files_and_old_events_of_webhooks_go() {
+    let fixture = Fixture::new().await;
+    let store = &fixture.database.store;
+    for (id, days) in [("chatcmpl-old", 31), ("chatcmpl-young", 29)] {
+        let new = NewCompletion {
+            id: id.into(),
+            organization: ORG.into(),
+            model: "demo".into(),
+            created: now() - days * 86_400,
+            metadata: serde_json::Map::new(),
+            // A NUL is kept, although `jsonb` would take none.
+            completion: r#"{"id":"x","choices":[{"message":{"content":"\u0000"}}]}"#.into(),
+            messages: "[]".into(),
+        };
+        store.add_stored_completion(&new).await.unwrap();
+        // Sent again, because nobody knows whether it arrived.
+        store.add_stored_completion(&new).await.unwrap();
+    }
+    for (name, lifetime) in [("gone", Some(-1)), ("young", Some(3_600)), ("lasting", None)] {
+        let new = NewFile { organization: ORG.into(), filename: name.into(), purpose: "evals".into() };
+        let path = store.scratch.join(name);
+        std::fs::write(&path, "x").unwrap();
+        store.add_expiring_file(new, path, lifetime).await.unwrap();
+    }
+    for days in [5, 3] {
+        store.add_webhook_event(ORG, "batch.completed", "batch_1").await.unwrap();
+        let sql = format!(
+            "update webhook_events set created_at = now() - interval '{days} days', shared_out = true where not shared_out"
+        );
+        fixture.database.execute(&sql).await;
+    }
+    assert_eq!(fixture.prune(FOR_EVER).await, Pruned { expired_files: 1, webhook_events: 1, ..Pruned::default() });
+    let retention = Retention { stored_completion_days: 30, ..FOR_EVER };
+    assert_eq!(fixture.prune(retention).await, Pruned { completions: 1, ..Pruned::default() });
+    let page = Page { after: None, limit: 10, ascending: true };
+    let (left, more) = store.stored_completions(ORG, &CompletionFilter::default(), page.clone(), true).await.unwrap();
+    assert!(left.len() == 1 && left[0].id == "chatcmpl-young" && !more, "{left:?}");
+    assert_eq!(left[0].completion["choices"][0]["message"]["content"], "\0");
+    let (files, _) = store.files(ORG, None, page).await.unwrap();
+    assert_eq!(files.iter().map(|file| file.filename.as_str()).collect::<Vec<_>>(), ["young", "lasting"]);
+}
+
+/// Returns the time in Unix seconds.
+fn now() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    since.as_secs() as i64
 }

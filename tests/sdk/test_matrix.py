@@ -57,6 +57,7 @@ def fill(part, names):
 
 HELLO = [{"role": "user", "content": "Hello"}]
 ELSEWHERE = {"project_ids": ["elsewhere"]}
+COMPLETION = "/v1/chat/completions/{completion}"
 PERMISSIONS = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
 JOBS, JOB, FINE_TUNES = "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/{job}", "/v1/fine_tunes"
 
@@ -71,6 +72,13 @@ ROWS = {
     "POST /v1/chat/completions": Row(
         "/v1/chat/completions", {"model": "{model}", "messages": HELLO, "max_tokens": 2}, shows="model"
     ),
+    "GET /v1/chat/completions": Row("/v1/chat/completions", other=OTHER_LISTS, shows="completion"),
+    "GET /v1/chat/completions/{completion_id}": Row(COMPLETION, shows="completion"),
+    "POST /v1/chat/completions/{completion_id}": Row(COMPLETION, {"metadata": {}}, shows="completion"),
+    "DELETE /v1/chat/completions/{completion_id}": Row(
+        "/v1/chat/completions/{spare_completion}", shows="spare_completion"
+    ),
+    "GET /v1/chat/completions/{completion_id}/messages": Row(COMPLETION + "/messages", shows="completion"),
     "POST /v1/embeddings": Row("/v1/embeddings", {"model": "{model}", "input": "x"}, shows="model"),
     "POST /v1/score": Row("/v1/score", {"model": "{model}", "text_1": "x", "text_2": "y"}, shows="model"),
     "POST /v1/rerank": Row("/v1/rerank", {"model": "{model}", "query": "x", "documents": ["y"]}, shows="model"),
@@ -97,6 +105,7 @@ ROWS = {
     ),
     "GET /v1/files": Row("/v1/files", other=OTHER_LISTS, shows="file"),
     "POST /v1/files": Row("/v1/files", form=True, other=OTHER_LISTS),
+    "POST /v1/files/from_stored_completions": Row("/v1/files/from_stored_completions", {}, other=400),
     "GET /v1/files/{file_id}": Row("/v1/files/{file}", shows="file"),
     "GET /v1/files/{file_id}/content": Row("/v1/files/{file}/content"),
     "DELETE /v1/files/{file_id}": Row("/v1/files/{spare_file}", shows="spare_file"),
@@ -150,6 +159,7 @@ SIDE_DOORS = {
         "/v1/fine_tuning/checkpoints/{model}/permissions/{permission}", right=404
     ),
     "GET, a page after a file": Row("/v1/files?after={file}", other=200),
+    "GET, a page after a stored answer": Row("/v1/chat/completions?after={completion}", other=200),
     "GET, a page after a job": Row(JOBS + "?after={job}", other=200),
     "GET, jobs with a note": Row(JOBS + "?metadata[" + SECRET + "]=" + SECRET, other=200, shows="job"),
     "GET, a stream of events": Row(FINE_TUNES + "/{fine_tune}/events?stream=true", shows="fine_tune"),
@@ -203,6 +213,11 @@ def acme(tenants, tickets):
         )
         granted = http.post(f"/v1/fine_tuning/checkpoints/{things['checkpoint']}/permissions", json=ELSEWHERE).json()
         things["permission"] = granted["data"][0]["id"]
+        for name in ("completion", "spare_completion"):
+            said = [{"role": "user", "content": SECRET}]
+            stored = client.chat.completions.create(model="demo", messages=said, max_tokens=60, temperature=0, store=True)
+            assert stored.choices[0].finish_reason == "stop"
+            things[name] = stored.id
         things["fine_tune"] = fine_tune(n_epochs=1)
 
         def has_ended():

@@ -14,3 +14,4 @@ mod page_sessions;
 mod pool;
 mod support;
 mod sweeps;
+mod webhooks;

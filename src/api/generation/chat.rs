@@ -2,10 +2,11 @@
 //!
 //! This file holds the handler. [`request`] is the body that it reads, with the fields of [`messages`],
 //! [`template_fields`] and [`format`]; [`tools`] checks the tools and writes their grammar. [`response`] holds the
-//! bodies of answers, with the calls that [`tool_calls`] finds.
+//! bodies of answers, with the calls that [`tool_calls`] finds, and [`recording`] keeps those that are to be stored.
 
 mod format;
 mod messages;
+mod recording;
 mod request;
 mod response;
 mod schema;
@@ -15,17 +16,19 @@ mod tools;
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderValue;
 use axum::response::{IntoResponse as _, Response};
+use axum::{Extension, Json};
 use serde_json::Value;
 
 use self::format::ResponseFormat;
 pub(crate) use self::messages::ChatMessage;
+use self::recording::{Recorded, Recording};
 use self::request::ChatRequest;
 pub(crate) use self::request::Tool;
-use self::response::{ChatChoice, ChatCompletion, ChatCompletionChunk, Writer};
+pub(crate) use self::response::ChatCompletion;
+use self::response::{ChatChoice, ChatCompletionChunk, Writer};
 pub(crate) use self::template_fields::TemplateFields;
 use self::tool_calls::CallFormat;
 use self::tools::Tools;
@@ -33,15 +36,17 @@ pub(crate) use self::tools::shown_tools;
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::generation::foreign_fields::KnownBody;
-use crate::api::generation::generate::body::{SYSTEM_FINGERPRINT, new_id, now, stream_chunks};
+use crate::api::generation::generate::body::{new_id, now, stream_chunks};
 use crate::api::generation::generate::fields::{StreamOptions, check_max_tokens, check_n};
 use crate::api::generation::generate::logprobs::TokenTexts;
 use crate::api::generation::generate::{Answer, GenerationPlan};
 use crate::api::generation::grammars::{self, Grammars};
 use crate::api::generation::target::Target;
 use crate::api::http::error::{ErrorBody, Problem, Result};
+use crate::api::http::headers::LOOSENED;
 use crate::api::http::share::Share;
-use crate::api::http::{headers, sse};
+use crate::api::http::sse;
+use crate::api::http::transport::RequestId;
 use crate::engine::GenerateRequest;
 use crate::engine::grammar::{CompileBudget, Grammar, GrammarSource};
 use crate::model::BaseModel;
@@ -65,19 +70,25 @@ pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     share: Share,
+    id: Option<Extension<RequestId>>,
     KnownBody(request): KnownBody<ChatRequest>,
 ) -> Result<Response, Problem> {
     let request = Arc::new(request);
+    let recording = Recording::wanted(&state, &caller, &request, id.map(|Extension(id)| id))?;
     let target = Target::resolve(&state, &caller, share, &request.model).await?;
     let tokens = request.logprobs()?.map(|_| TokenTexts::new(target.model().clone()));
     let (plan, calls, loosened) = request.plan(&state, target).await.map_err(blame_messages)?;
     let running = plan.start().map_err(blame_messages)?;
-    let loosened = loosened.map(|schemas| [(headers::LOOSENED, schemas)]);
+    let loosened = loosened.map(|schemas| [(LOOSENED, schemas)]);
     let stream_usage = StreamOptions::wants_usage(request.stream_options.as_ref());
     let (id, created, parsers) = (new_id("chatcmpl"), now(), Vec::new());
     let writer = Writer { id, created, model: request.model.clone(), stream_usage, tokens, calls, parsers };
     if request.stream == Some(true) {
-        return Ok((loosened, sse::respond(stream_chunks(running, writer))).into_response());
+        let response = match recording {
+            Some(recording) => sse::respond(stream_chunks(running, Recorded::new(writer, recording))),
+            None => sse::respond(stream_chunks(running, writer)),
+        };
+        return Ok((loosened, response).into_response());
     }
     let (answers, usage) = running.collect().await?;
     let choice = |(index, answer): (usize, Answer)| {
@@ -85,15 +96,10 @@ pub(crate) async fn create(
         ChatChoice::new(index, answer, logprobs, writer.calls.as_ref())
     };
     let choices = answers.into_iter().enumerate().map(choice).collect();
-    let completion = ChatCompletion {
-        id: writer.id,
-        object: "chat.completion",
-        created: writer.created,
-        model: writer.model,
-        choices,
-        usage,
-        system_fingerprint: SYSTEM_FINGERPRINT,
-    };
+    let completion = ChatCompletion::new(&writer, choices, usage);
+    if let Some(recording) = recording {
+        recording.keep(&completion);
+    }
     Ok((loosened, Json(completion)).into_response())
 }
 
@@ -111,6 +117,7 @@ impl ChatRequest {
         target: Target,
     ) -> Result<(GenerationPlan, Option<CallFormat>, Option<HeaderValue>)> {
         target.check_generates()?;
+        self.check_effort()?;
         let model = target.model();
         let vocabulary = model.config.vocab_size;
         let stops = self.stop_fields().check(&model.tokenizer, &model.end_tokens, vocabulary)?;

@@ -4,7 +4,7 @@
 //! Completions and chat queue their sequences and gather the answers with [`generate`], chat compiles grammars with
 //! [`grammars`]; embeddings and ranking cut or refuse long texts by their [`length`] and have [`rows`] of numbers computed,
 //! and embeddings read the token ids of other models with [`foreign_tokens`]. [`foreign_fields`] refuses fields of other
-//! APIs that would change an answer.
+//! APIs that would change an answer. [`stored_completions`] has the answers that chats asked to store.
 //!
 //! [`routes`](fn@super::routes) lists the handlers; they call `engine` and `adapters`.
 
@@ -21,5 +21,6 @@ pub(super) mod length;
 pub(super) mod ranking;
 pub(super) mod room;
 pub(super) mod rows;
+pub(super) mod stored_completions;
 pub(super) mod target;
 pub(super) mod tokenize;

@@ -189,6 +189,7 @@ impl TokenizeRequest {
                     chat_template: self.chat_template.as_deref(),
                     chat_template_kwargs: self.chat_template_kwargs.as_ref(),
                     enable_thinking: self.enable_thinking,
+                    thinking: None,
                     now: None,
                 };
                 let tools = shown_tools(self.tools.as_deref().unwrap_or_default())?;

@@ -3,6 +3,7 @@
 //! `api::router`.
 
 use std::any::Any;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -64,12 +65,17 @@ fn cors(open: impl Fn() -> bool + Clone + Send + Sync + 'static) -> CorsLayer {
         .max_age(Duration::from_hours(1))
 }
 
+/// The id of a request, an extension of every one that came from outside.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestId(pub Arc<str>);
+
 /// Names the request, times it, counts it and writes its line in the log.
-async fn observe(request: Request, next: Next) -> Response {
+async fn observe(mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = format!("req_{}", uuid::Uuid::new_v4().simple());
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    request.extensions_mut().insert(RequestId(id.as_str().into()));
     let span = tracing::info_span!("request", %id, %method, route = route.as_str());
 
     let mut response = next.run(request).instrument(span.clone()).await;

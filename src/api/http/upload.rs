@@ -29,15 +29,24 @@ pub(crate) struct Upload {
     pub filename: String,
     /// What it is for, as sent.
     pub purpose: String,
+    /// `expires_after[anchor]` and `expires_after[seconds]`, as sent.
+    pub expires_after: [Option<String>; 2],
 }
 
 /// Reads the whole form; the file lies in `folder` and has at most `limit` bytes. A field that comes twice is refused
 /// before its content is read: one of the two would be lost.
 pub(crate) async fn receive(mut form: Form, folder: &Path, limit: usize) -> Result<Upload, Problem> {
-    let (mut file, mut purpose) = (None, None);
+    let (mut file, mut purpose, mut expires_after) = (None, None, [None, None]);
     while let Some(Disposition { name, filename }) = form.next_part().await? {
         let name = name.unwrap_or_default();
-        if (name == "file" && file.is_some()) || (name == "purpose" && purpose.is_some()) {
+        let is_twice = match name.as_str() {
+            "file" => file.is_some(),
+            "purpose" => purpose.is_some(),
+            "expires_after[anchor]" => expires_after[0].is_some(),
+            "expires_after[seconds]" => expires_after[1].is_some(),
+            _ => false,
+        };
+        if is_twice {
             let message = format!("The form has the field '{name}' more than once: send one file in each request.");
             return Err(Problem::invalid_code(name, "duplicate_field", message));
         }
@@ -47,12 +56,14 @@ pub(crate) async fn receive(mut form: Form, folder: &Path, limit: usize) -> Resu
                 file = Some((spool(&mut form, folder, limit).await?, filename));
             }
             "purpose" => purpose = Some(small_text(&mut form, &name).await?),
+            "expires_after[anchor]" => expires_after[0] = Some(small_text(&mut form, &name).await?),
+            "expires_after[seconds]" => expires_after[1] = Some(small_text(&mut form, &name).await?),
             _ => drop(small_text(&mut form, &name).await?),
         }
     }
     let (path, filename) = file.ok_or_else(|| Problem::missing("file"))?;
     let purpose = purpose.ok_or_else(|| Problem::missing("purpose"))?;
-    Ok(Upload { path, filename, purpose })
+    Ok(Upload { path, filename, purpose, expires_after })
 }
 
 async fn spool(form: &mut Form, folder: &Path, limit: usize) -> Result<TempPath, Problem> {
@@ -73,7 +84,7 @@ async fn spool(form: &mut Form, folder: &Path, limit: usize) -> Result<TempPath,
 }
 
 /// A temporary file with the permissions of any new file: it becomes the blob itself.
-fn upload_file(folder: &Path) -> std::io::Result<NamedTempFile> {
+pub(crate) fn upload_file(folder: &Path) -> std::io::Result<NamedTempFile> {
     tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(folder)
 }
 

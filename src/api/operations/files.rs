@@ -20,6 +20,8 @@ use crate::api::http::list::{BoundedPageOf, Cursor};
 use crate::api::http::pace::Pace;
 use crate::api::http::query::Query;
 use crate::api::http::upload;
+use crate::api::operations::checks::within;
+use crate::datasets::parse::shorten;
 use crate::off_thread::off_thread;
 use crate::store::files::{File, NewFile};
 
@@ -39,7 +41,8 @@ pub(crate) struct FileObject {
     pub bytes: i64,
     /// Unix seconds.
     pub created_at: i64,
-    /// Always null: files stay until they are deleted.
+    /// Unix seconds, from which on the file is removed unless an unfinished job needs it; null for files that stay until
+    /// they are deleted.
     pub expires_at: Option<i64>,
     /// The name that the uploader gave.
     pub filename: String,
@@ -60,6 +63,12 @@ pub(crate) struct UploadForm {
     file: Vec<u8>,
     /// `fine-tune`, `assistants`, `batch`, `vision`, `user_data` or `evals`.
     purpose: String,
+    /// When to remove the file: `created_at`, with `expires_after[seconds]`. Without both it stays until it is deleted.
+    #[schema(rename = "expires_after[anchor]")]
+    expires_after_anchor: Option<String>,
+    /// Seconds from its creation, an hour to 30 days.
+    #[schema(rename = "expires_after[seconds]", minimum = 3600, maximum = 2_592_000)]
+    expires_after_seconds: Option<i64>,
 }
 
 /// A file that is gone.
@@ -115,13 +124,14 @@ pub(crate) async fn create(
     let form = Form::new(&head.headers, body, pace)?;
     let upload = upload::receive(form, &state.store.scratch, limits.max_file_bytes).await?;
     check_purpose(&upload.purpose)?;
+    let lifetime = lifetime(&upload.expires_after)?;
     if upload.purpose == "fine-tune" {
         let path = upload.path.to_path_buf();
         off_thread("check an upload", move || upload::check_lines(&path)).await?;
     }
     let organization = caller.organization.to_string();
     let new = NewFile { organization, filename: upload.filename, purpose: upload.purpose };
-    let file = state.store.add_file(new, upload.path.to_path_buf()).await?;
+    let file = state.store.add_expiring_file(new, upload.path.to_path_buf(), lifetime).await?;
     Ok(Json(file.into()))
 }
 
@@ -201,6 +211,27 @@ fn check_purpose(purpose: &str) -> Result<()> {
     Err(Problem::invalid_code("purpose", "invalid_value", message))
 }
 
+/// Reads the fields `expires_after[anchor]` and `expires_after[seconds]`: after how many seconds the file is removed;
+/// `None` if neither is sent.
+fn lifetime([anchor, seconds]: &[Option<String>; 2]) -> Result<Option<i64>> {
+    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let (anchor, seconds) = match (given(anchor), given(seconds)) {
+        (None, None) => return Ok(None),
+        (None, _) => return Err(Problem::missing("expires_after[anchor]")),
+        (_, None) => return Err(Problem::missing("expires_after[seconds]")),
+        (Some(anchor), Some(seconds)) => (anchor, seconds),
+    };
+    if anchor != "created_at" {
+        let message = format!("'{}' is not an anchor: use created_at.", shorten(&anchor));
+        return Err(Problem::invalid_code("expires_after[anchor]", "invalid_value", message));
+    }
+    let Ok(seconds) = seconds.trim().parse::<i64>() else {
+        let reason = format!("expected a whole number, got \"{}\"", shorten(&seconds));
+        return Err(Problem::wrong_type("expires_after[seconds]", &reason));
+    };
+    within("expires_after[seconds]", Some(seconds), 3_600, 2_592_000)
+}
+
 /// Writes the header `Content-Disposition`: the file name in plain ASCII for old clients, and in full for others (RFC
 /// 6266).
 fn disposition(filename: &str) -> String {
@@ -216,7 +247,7 @@ impl From<File> for FileObject {
             object: "file",
             bytes: file.bytes,
             created_at: file.created_at,
-            expires_at: None,
+            expires_at: file.expires_at,
             filename: file.filename,
             purpose: file.purpose,
             status: "processed",
@@ -236,6 +267,32 @@ mod tests {
             header,
             "attachment; filename=\"a___X_ y__.jsonl\"; filename*=UTF-8''a%22%0D%0AX%3A%20y%2F%C3%A9%2Ejsonl"
         );
+    }
+
+    #[test]
+    fn a_file_expires_an_hour_to_thirty_days_after_its_creation() {
+        let read = |anchor: &str, seconds: &str| {
+            lifetime(&[anchor, seconds].map(|text| (text != "-").then(|| text.to_owned())))
+        };
+        for (anchor, seconds, expected) in [
+            ("-", "-", None),
+            ("", "", None),
+            ("created_at", "3600", Some(3_600)),
+            ("created_at", "2592000", Some(2_592_000)),
+        ] {
+            assert_eq!(read(anchor, seconds).expect("fine"), expected, "{anchor} {seconds}");
+        }
+        for (anchor, seconds, param) in [
+            ("-", "3600", "expires_after[anchor]"),
+            ("created_at", "-", "expires_after[seconds]"),
+            ("last_active_at", "3600", "expires_after[anchor]"),
+            ("created_at", "3599", "expires_after[seconds]"),
+            ("created_at", "2592001", "expires_after[seconds]"),
+            ("created_at", "soon", "expires_after[seconds]"),
+        ] {
+            let error = read(anchor, seconds).expect_err(param).error;
+            assert_eq!(error.param.as_deref(), Some(param), "{anchor} {seconds}");
+        }
     }
 
     #[test]

@@ -4,12 +4,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::metadata::check_metadata;
 use super::settings::{Settings, check_measured};
 use crate::api::fine_tuning::fields::{JobRequest, fields_of};
 use crate::api::fine_tuning::job_rules::{normal_suffix, seed};
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::values;
+use crate::api::operations::checks::check_metadata;
 use crate::datasets::parse::shorten;
 use crate::jobs::JobSpec;
 use crate::train::hyperparameters;

@@ -1,6 +1,6 @@
 //! `response_format`: the form that an answer must have. Read by `chat::create`.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
@@ -9,34 +9,38 @@ use crate::api::http::error::{Problem, Result};
 use crate::datasets::parse::shorten;
 
 /// The form that the answer must have.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct ResponseFormat {
     /// `text`, `json_object` or `json_schema`.
     #[serde(rename = "type")]
     pub kind: String,
     /// The schema, for `json_schema`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub json_schema: Option<JsonSchemaFormat>,
     /// Extension: the schema, for `json_object`.
     #[schema(value_type = Option<Object>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub schema: Option<Value>,
     /// Not supported: the schema of other servers.
     #[schema(ignore)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub value: Option<Value>,
 }
 
 /// A named JSON schema.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct JsonSchemaFormat {
     /// Up to 64 letters, digits, `_` and `-`.
     pub name: String,
     /// What the answer is for. Not shown to the model.
-    #[expect(dead_code, reason = "checked for its type and shown in the API's description")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// The schema; any JSON object without one. Objects with `properties` get no others unless the schema says so.
     #[schema(value_type = Option<Object>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub schema: Option<Value>,
     /// Ignored: the answer always follows the schema.
-    #[expect(dead_code, reason = "checked for its type and shown in the API's description")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub strict: Option<bool>,
 }
 

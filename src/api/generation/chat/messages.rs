@@ -1,6 +1,6 @@
 //! The messages of a chat request. Used by `chat::create` and `tokenize`.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::api::http::error::{Problem, Result};
@@ -9,28 +9,35 @@ use crate::model::chat::{
 };
 
 /// One message.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct ChatMessage {
     /// `system`, `developer` (the same as `system`), `user`, `assistant`, `tool`, or `function` (deprecated).
     pub role: String,
     /// What was said; an assistant that calls tools may have said nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<ChatContent>,
     /// Extension: the assistant's reasoning, for templates that have a place for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
     /// What an assistant said that refused; its content is then null.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub refusal: Option<String>,
     /// The name of the function, in a message of the role `function`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The calls that the assistant made.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<Vec<MessageToolCall>>,
     /// The call that a message of the role `tool` answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
     /// Deprecated: the one call that the assistant made.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub function_call: Option<MessageFunction>,
 }
 
 /// A text, or parts that are joined to one.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected a string or an array of parts such as {\"type\": \"text\", \"text\": \"…\"}")]
 pub(crate) enum ChatContent {
     /// The whole text.
@@ -40,31 +47,34 @@ pub(crate) enum ChatContent {
 }
 
 /// A part of a message.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct ContentPart {
     /// `text`, or `refusal` in a message of the assistant.
     #[serde(rename = "type")]
     pub kind: String,
     /// The text.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     /// The text of a refusal.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub refusal: Option<String>,
 }
 
 /// A call in an earlier message of the assistant.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct MessageToolCall {
     /// The id that the answer to it names.
     pub id: String,
     /// Always `function`.
     #[serde(rename = "type")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// What was called.
     pub function: MessageFunction,
 }
 
 /// A function with its arguments.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct MessageFunction {
     /// The function.
     pub name: String,

@@ -1,6 +1,6 @@
 //! The body of a chat request. Used by `chat::create`; `tools` reads the fields of tools.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
@@ -14,6 +14,9 @@ use crate::api::generation::generate::stops::{StopFields, StopTexts};
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::values;
 use crate::api::operations::checks::within;
+
+/// Words that `reasoning_effort` may have.
+const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 
 /// A request for an answer in a conversation. The model's `defaults` say what holds for sampling fields that are left out
 /// or null.
@@ -102,6 +105,18 @@ pub(crate) struct ChatRequest {
     pub chat_template: Option<String>,
     /// Not supported: a variable of the template, for `chat_template_kwargs`.
     pub enable_thinking: Option<bool>,
+    /// `none` and `minimal` switch thinking off, every other word switches it on, where the model's template has a
+    /// switch; `chat_template_kwargs` wins.
+    pub reasoning_effort: Option<String>,
+    /// Keep the answer, to be read later at `/chat/completions/{id}`.
+    #[schema(default = false)]
+    pub store: Option<bool>,
+    /// Notes on a stored answer, to find it by: at most 16, with names of 64 and values of 512 characters.
+    #[schema(value_type = Option<std::collections::HashMap<String, String>>)]
+    pub metadata: Option<Value>,
+    /// Deprecated: kept with a stored answer.
+    #[schema(value_type = Option<String>)]
+    pub user: Option<Value>,
     /// Answer with the log probability of each token.
     pub logprobs: Option<bool>,
     /// And with those of this many most probable tokens at its place; needs `logprobs`.
@@ -111,46 +126,73 @@ pub(crate) struct ChatRequest {
 }
 
 /// A tool that the model may call.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Tool {
     /// Only `function` is supported.
     #[serde(rename = "type")]
     pub kind: String,
-    /// What it is.
+    /// What it is. Left out by tools of other types, which are refused by their type.
+    #[serde(default)]
+    #[schema(required = true)]
     pub function: FunctionDefinition,
 }
 
 /// A function that the model may call.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub(crate) struct FunctionDefinition {
     /// Up to 64 letters, digits, `_` and `-`.
     pub name: String,
     /// What it does, for the model to read.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// JSON schema of its arguments, an object; any object without one. Objects with `properties` get no others unless the
     /// schema says so.
     #[schema(value_type = Option<Object>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub parameters: Option<Value>,
     /// Refuse keywords of the schema that cannot be enforced, rather than drop them.
     #[schema(default = false)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub strict: Option<bool>,
 }
 
 /// What the model may do with the tools.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(
     untagged,
-    expecting = "expected none, auto, required or {\"type\": \"function\", \"function\": {\"name\": \"…\"}}"
+    expecting = "expected none, auto, required, {\"type\": \"function\", \"function\": {\"name\": \"…\"}} or \
+                 {\"type\": \"allowed_tools\", \"allowed_tools\": {\"mode\": \"auto\", \"tools\": […]}}"
 )]
 pub(crate) enum ToolChoice {
     /// `none`, `auto` or `required`.
     Mode(String),
     /// This one.
     Named(NamedTool),
+    /// Some of them.
+    Allowed(AllowedChoice),
+}
+
+/// The tools that may be called, among those that the model is shown.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct AllowedChoice {
+    /// Always `allowed_tools`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Which, and whether one must be called.
+    pub allowed_tools: AllowedTools,
+}
+
+/// Which tools may be called.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct AllowedTools {
+    /// `auto` or `required`.
+    pub mode: String,
+    /// At least one of the request's tools.
+    pub tools: Vec<NamedTool>,
 }
 
 /// The one tool to call.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct NamedTool {
     /// Only `function` is supported.
     #[serde(rename = "type")]
@@ -160,14 +202,14 @@ pub(crate) struct NamedTool {
 }
 
 /// A function by its name.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct FunctionName {
     /// Its name.
     pub name: String,
 }
 
 /// Deprecated: what the model may do with the functions.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected none, auto or {\"name\": \"…\"}")]
 pub(crate) enum FunctionChoice {
     /// `none` or `auto`.
@@ -209,7 +251,19 @@ impl ChatRequest {
             chat_template: self.chat_template.as_deref(),
             chat_template_kwargs: self.chat_template_kwargs.as_ref(),
             enable_thinking: self.enable_thinking,
+            thinking: self.reasoning_effort.as_deref().map(|effort| !matches!(effort, "none" | "minimal")),
             now: None,
+        }
+    }
+
+    /// Refuses an effort that is none of the API's: a misspelt one would switch thinking on.
+    pub(super) fn check_effort(&self) -> Result<()> {
+        match self.reasoning_effort.as_deref() {
+            Some(effort) if !EFFORTS.contains(&effort) => {
+                let message = format!("'{effort}' is not an effort: use one of {}.", EFFORTS.join(", "));
+                Err(Problem::invalid_code("reasoning_effort", "invalid_value", message))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -277,5 +331,17 @@ mod tests {
             let request = request(&format!(r#"{{"model":"m","messages":[],{extra}}}"#));
             assert_eq!(request.logprobs().ok(), expected, "{extra}");
         }
+    }
+
+    #[test]
+    fn an_effort_switches_thinking_and_is_one_of_the_words() {
+        for (effort, thinking) in [("none", false), ("minimal", false), ("low", true), ("max", true)] {
+            let request = request(&format!(r#"{{"model":"m","messages":[],"reasoning_effort":"{effort}"}}"#));
+            assert!(request.check_effort().is_ok(), "{effort}");
+            assert_eq!(request.template_fields().thinking, Some(thinking), "{effort}");
+        }
+        let wrong = request(r#"{"model":"m","messages":[],"reasoning_effort":"non"}"#);
+        assert_eq!(wrong.check_effort().expect_err("no effort").error.param.as_deref(), Some("reasoning_effort"));
+        assert_eq!(request(r#"{"model":"m","messages":[]}"#).template_fields().thinking, None);
     }
 }

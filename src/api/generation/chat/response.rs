@@ -5,14 +5,14 @@ use utoipa::ToSchema;
 
 use super::tool_calls::{CallFormat, CallParser, FunctionCall, Part, ToolCall, new_call_id};
 use crate::api::generation::generate::Answer;
-use crate::api::generation::generate::body::{Chunks, SYSTEM_FINGERPRINT, Usage, UsageKey, reason_name};
+use crate::api::generation::generate::body::{Chunks, SERVICE_TIER, SYSTEM_FINGERPRINT, Usage, UsageKey, reason_name};
 use crate::api::generation::generate::logprobs::{ChatLogprobs, TokenTexts};
 use crate::engine::FinishReason;
 use crate::engine::logprobs::TokenLogprobs;
 
 /// The answers to a conversation.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ChatCompletion {
+pub(crate) struct ChatCompletion {
     /// `chatcmpl-…`
     pub id: String,
     /// Always `chat.completion`.
@@ -25,13 +25,31 @@ pub(super) struct ChatCompletion {
     pub choices: Vec<ChatChoice>,
     /// Tokens used.
     pub usage: Usage,
+    /// Always `default`.
+    pub service_tier: &'static str,
     /// Changes when the same seed may give another text.
     pub system_fingerprint: &'static str,
 }
 
+impl ChatCompletion {
+    /// Makes the body of the answers that `writer` wrote.
+    pub(super) fn new(writer: &Writer, choices: Vec<ChatChoice>, usage: Usage) -> Self {
+        Self {
+            id: writer.id.clone(),
+            object: "chat.completion",
+            created: writer.created,
+            model: writer.model.clone(),
+            choices,
+            usage,
+            service_tier: SERVICE_TIER,
+            system_fingerprint: SYSTEM_FINGERPRINT,
+        }
+    }
+}
+
 /// One answer.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ChatChoice {
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct ChatChoice {
     /// Its number.
     pub index: usize,
     /// The assistant's message.
@@ -43,20 +61,35 @@ pub(super) struct ChatChoice {
 }
 
 /// The assistant's message.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct AssistantMessage {
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct AssistantMessage {
     /// Always `assistant`.
     pub role: &'static str,
     /// The text; null where there is none beside calls.
     pub content: Option<String>,
     /// Always null.
     pub refusal: Option<()>,
+    /// Always empty.
+    #[schema(value_type = Vec<Object>)]
+    pub annotations: [(); 0],
     /// The tools that the model calls.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
     /// Deprecated: the function that the model calls, where the request had `functions`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub function_call: Option<FunctionCall>,
+}
+
+impl AssistantMessage {
+    /// A message that says and calls nothing yet.
+    pub(super) const EMPTY: Self = Self {
+        role: "assistant",
+        content: None,
+        refusal: None,
+        annotations: [],
+        tool_calls: Vec::new(),
+        function_call: None,
+    };
 }
 
 impl ChatChoice {
@@ -67,13 +100,7 @@ impl ChatChoice {
         logprobs: Option<ChatLogprobs>,
         format: Option<&CallFormat>,
     ) -> Self {
-        let mut message = AssistantMessage {
-            role: "assistant",
-            content: None,
-            refusal: None,
-            tool_calls: Vec::new(),
-            function_call: None,
-        };
+        let mut message = AssistantMessage::EMPTY;
         let Some(format) = format else {
             message.content = Some(answer.text);
             return Self { index, message, logprobs, finish_reason: reason_name(answer.reason) };
@@ -121,6 +148,8 @@ pub(super) struct ChatCompletionChunk {
     pub created: i64,
     /// The model as asked for.
     pub model: String,
+    /// Always `default`.
+    pub service_tier: &'static str,
     /// Changes when the same seed may give another text.
     pub system_fingerprint: &'static str,
     /// What is new.
@@ -219,6 +248,7 @@ impl Writer {
             object: "chat.completion.chunk",
             created: self.created,
             model: self.model.clone(),
+            service_tier: SERVICE_TIER,
             system_fingerprint: SYSTEM_FINGERPRINT,
             choices,
             usage,
@@ -371,7 +401,10 @@ mod tests {
         let answer = answer(CALL, FinishReason::Stop);
         let whole = serde_json::to_value(ChatChoice::new(0, answer, None, Some(&calls(true)))).expect("JSON");
         let call = json!({"name":"f","arguments":"{\"a\": 1}"});
-        assert_eq!(whole["message"], json!({"role":"assistant","content":"Wait.","refusal":null,"function_call":call}));
+        assert_eq!(
+            whole["message"],
+            json!({"role":"assistant","content":"Wait.","refusal":null,"annotations":[],"function_call":call})
+        );
         assert_eq!(whole["finish_reason"], "function_call");
     }
 

@@ -11,6 +11,9 @@ use crate::model::chat_template::{ChatTemplate, TemplateOptions};
 /// What a template reads beside its own variables.
 const RESERVED: [&str; 5] = ["messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template"];
 
+/// Names under which templates read whether the model is to think first.
+const THINKING: [&str; 2] = ["enable_thinking", "thinking"];
+
 /// Fields of a request.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct TemplateFields<'a> {
@@ -19,6 +22,8 @@ pub(crate) struct TemplateFields<'a> {
     pub chat_template: Option<&'a str>,
     pub chat_template_kwargs: Option<&'a Map<String, Value>>,
     pub enable_thinking: Option<bool>,
+    /// Whether the model is to think first, for templates with a switch; `None` leaves it as the template has it.
+    pub thinking: Option<bool>,
     /// Unix second that the template takes for the present; `None` for the clock.
     pub now: Option<i64>,
 }
@@ -60,11 +65,17 @@ impl TemplateFields<'_> {
             let message = "'continue_final_message' and 'add_generation_prompt' exclude each other: set one of them.";
             return Err(Problem::invalid_code("continue_final_message", "invalid_value", message));
         }
-        let variables = self.chat_template_kwargs.cloned().unwrap_or_default();
+        let mut variables = self.chat_template_kwargs.cloned().unwrap_or_default();
         if let Some(name) = RESERVED.iter().find(|name| variables.contains_key(**name)) {
             let message =
                 format!("'chat_template_kwargs' must not hold '{name}', which is no variable of the template.");
             return Err(Problem::invalid_code("chat_template_kwargs", "invalid_value", message));
+        }
+        if let Some(thinking) = self.thinking
+            && !THINKING.iter().any(|name| variables.contains_key(*name))
+        {
+            // A template does not see variables that it does not read.
+            variables.extend(THINKING.map(|name| (name.to_owned(), thinking.into())));
         }
         let begin_answer = !unfinished && self.add_generation_prompt.unwrap_or(true);
         Ok(TemplateOptions { begin_answer, variables, now: self.now })

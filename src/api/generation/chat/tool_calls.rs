@@ -9,7 +9,7 @@ use crate::model::tool_syntax::ToolSyntax;
 
 /// A call in an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub(super) struct ToolCall {
+pub(crate) struct ToolCall {
     /// `call_…`
     pub id: String,
     /// Always `function`.
@@ -21,7 +21,7 @@ pub(super) struct ToolCall {
 
 /// A function with its arguments.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub(super) struct FunctionCall {
+pub(crate) struct FunctionCall {
     /// The function.
     pub name: String,
     /// Its arguments: the text of a JSON object, cut short where the answer was.

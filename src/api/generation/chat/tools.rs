@@ -5,7 +5,7 @@ use axum::http::HeaderValue;
 use serde_json::{Value, json};
 
 use super::format::check_name;
-use super::request::{ChatRequest, FunctionChoice, FunctionDefinition, Tool, ToolChoice};
+use super::request::{AllowedChoice, AllowedTools, ChatRequest, FunctionChoice, FunctionDefinition, Tool, ToolChoice};
 use super::schema::{SCHEMA_BYTES, checked};
 use crate::api::http::error::{Problem, Result};
 use crate::engine::grammar::{DocumentSchema, Grammar, GrammarSource};
@@ -46,7 +46,7 @@ impl Tools {
         let offered = offered(tools, functions, legacy)?;
         let choice = Choice::of(request, legacy)?;
         if offered.is_empty() {
-            if matches!(choice, Choice::Required | Choice::Named { .. }) {
+            if matches!(choice, Choice::Required | Choice::Named { .. } | Choice::Allowed { .. }) {
                 let param = if legacy { "function_call" } else { "tool_choice" };
                 return Err(Problem::invalid(
                     param,
@@ -74,15 +74,20 @@ impl Tools {
             Choice::Named { name, param } => {
                 callable.retain(|(index, _)| offered[*index].name == *name);
                 if callable.is_empty() {
-                    let message = format!("'{param}' names '{name}', which is not among the {kind}.");
-                    return Err(Problem::invalid_code(*param, "invalid_value", message));
+                    return Err(not_among(param, name, kind));
                 }
+            }
+            Choice::Allowed { names, .. } => {
+                if let Some(name) = names.iter().find(|name| offered.iter().all(|function| function.name != **name)) {
+                    return Err(not_among("tool_choice", name, kind));
+                }
+                callable.retain(|(index, _)| names.contains(&offered[*index].name));
             }
         }
         // A named function is called once.
         let named = matches!(choice, Choice::Named { .. });
         let parallel = !legacy && !named && request.parallel_tool_calls.unwrap_or(true);
-        let required = !matches!(choice, Choice::Auto);
+        let required = !matches!(choice, Choice::Auto | Choice::Allowed { required: false, .. });
         Ok(Some(Self { offered, callable, opened: Vec::new(), required, parallel, legacy }))
     }
 
@@ -258,6 +263,13 @@ enum Choice {
     Auto,
     Required,
     Named { name: String, param: &'static str },
+    Allowed { names: Vec<String>, required: bool },
+}
+
+/// Makes the error for a choice of a function that is not there.
+fn not_among(param: &str, name: &str, kind: &str) -> Problem {
+    let message = format!("'{param}' names '{name}', which is not among the {kind}.");
+    Problem::invalid_code(param, "invalid_value", message)
 }
 
 impl Choice {
@@ -291,7 +303,35 @@ impl Choice {
                 let message = format!("'{}' is not a supported type of choice: use 'function'.", named.kind);
                 Err(Problem::invalid_code("tool_choice.type", "invalid_value", message))
             }
+            Some(ToolChoice::Allowed(allowed)) => Self::allowed(allowed),
         }
+    }
+
+    /// Reads the choice of some tools.
+    fn allowed(choice: &AllowedChoice) -> Result<Self> {
+        let fault = |field: &str, message: String| Err(Problem::invalid_code(field, "invalid_value", message));
+        if choice.kind != "allowed_tools" {
+            let message = format!("'{}' is not a supported type of choice: use 'allowed_tools'.", choice.kind);
+            return fault("tool_choice.type", message);
+        }
+        let AllowedTools { mode, tools } = &choice.allowed_tools;
+        let required = match mode.as_str() {
+            "auto" => false,
+            "required" => true,
+            other => {
+                let message = format!("'{other}' is not a mode of 'allowed_tools': use auto or required.");
+                return fault("tool_choice.allowed_tools.mode", message);
+            }
+        };
+        if tools.is_empty() {
+            let message = "'allowed_tools' names no tool: name at least one, or set 'tool_choice' to none.";
+            return fault("tool_choice.allowed_tools.tools", message.into());
+        }
+        if let Some((index, tool)) = tools.iter().enumerate().find(|(_, tool)| tool.kind != "function") {
+            let message = format!("'{}' is not a supported type of tools: use 'function'.", tool.kind);
+            return fault(&format!("tool_choice.allowed_tools.tools[{index}].type"), message);
+        }
+        Ok(Self::Allowed { names: tools.iter().map(|tool| tool.function.name.clone()).collect(), required })
     }
 }
 

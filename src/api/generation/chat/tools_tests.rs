@@ -198,6 +198,26 @@ fn the_older_form_means_the_same_with_one_call() {
     assert!(auto.legacy && !auto.required);
 }
 
+fn named(name: &str) -> Value {
+    json!({"type": "function", "function": {"name": name}})
+}
+
+fn allowed(mode: &str, tools: &Value) -> Value {
+    json!({"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}})
+}
+
+#[test]
+fn allowed_tools_restrict_what_is_called_and_not_what_is_shown() {
+    let three = json!([named("f"), named("g"), named("h")]);
+    for (mode, required) in [("auto", false), ("required", true)] {
+        let choice = allowed(mode, &json!([named("h"), named("f")]));
+        let tools = tools(json!({"tools": three, "tool_choice": choice})).unwrap();
+        assert_eq!((tools.names(), tools.required), (vec!["f".to_owned(), "h".to_owned()], required), "{mode}");
+        assert_eq!(tools.shown().len(), 3);
+        assert!(tools.parallel);
+    }
+}
+
 #[test]
 fn what_is_wrong_is_refused_by_its_field() {
     let tool = |name: &str, parameters: Value| json!([{"type": "function", "function": {"name": name, "parameters": parameters}}]);
@@ -215,6 +235,18 @@ fn what_is_wrong_is_refused_by_its_field() {
         (json!({"tools": first, "tool_choice": "maybe"}), "tool_choice"),
         (json!({"tools": first, "tool_choice": {"type": "function", "function": {"name": "g"}}}), "tool_choice"),
         (json!({"tools": first, "tool_choice": {"type": "custom", "function": {"name": "f"}}}), "tool_choice.type"),
+        (json!({"tools": first, "tool_choice": allowed("auto", &json!([named("g")]))}), "tool_choice"),
+        (
+            json!({"tools": first, "tool_choice": allowed("none", &json!([named("f")]))}),
+            "tool_choice.allowed_tools.mode",
+        ),
+        (json!({"tools": first, "tool_choice": allowed("auto", &json!([]))}), "tool_choice.allowed_tools.tools"),
+        (
+            json!({"tools": first, "tool_choice": allowed("auto", &json!([{"type": "mcp", "function": {"name": "f"}}]))}),
+            "tool_choice.allowed_tools.tools[0].type",
+        ),
+        (json!({"tool_choice": allowed("auto", &json!([named("f")]))}), "tool_choice"),
+        (json!({"tools": [{"type": "custom", "custom": {"name": "f"}}]}), "tools[0].type"),
         (json!({"tool_choice": "required"}), "tool_choice"),
         (json!({"functions": [{"name": "f"}], "function_call": {"name": "g"}}), "function_call"),
         (json!({"function_call": {"name": "g"}}), "function_call"),

@@ -16,6 +16,9 @@ use crate::engine::logprobs::TokenLogprobs;
 /// The field `system_fingerprint`: changes when the same seed may give another text.
 pub(crate) const SYSTEM_FINGERPRINT: &str = concat!("fp_attune_", env!("CARGO_PKG_VERSION"));
 
+/// The field `service_tier` of chats: there is one way of being served, whatever a request asks for.
+pub(crate) const SERVICE_TIER: &str = "default";
+
 /// Tokens of a request, prompts counted once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct Usage {
@@ -36,13 +39,22 @@ pub(crate) struct Usage {
 pub(crate) struct PromptTokensDetails {
     /// Tokens that needed no computing.
     pub cached_tokens: usize,
+    /// Always 0: prompts are texts.
+    pub audio_tokens: usize,
 }
 
 /// A part of [`Usage`].
+#[expect(clippy::struct_field_names, reason = "OpenAI's names")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct CompletionTokensDetails {
     /// Always 0: what a model writes while it thinks is part of its answer here.
     pub reasoning_tokens: usize,
+    /// Always 0: answers are texts.
+    pub audio_tokens: usize,
+    /// Always 0: a request's `prediction` is not used.
+    pub accepted_prediction_tokens: usize,
+    /// Always 0, too.
+    pub rejected_prediction_tokens: usize,
 }
 
 impl Usage {
@@ -52,7 +64,7 @@ impl Usage {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
-            prompt_tokens_details: PromptTokensDetails { cached_tokens },
+            prompt_tokens_details: PromptTokensDetails { cached_tokens, audio_tokens: 0 },
             completion_tokens_details: CompletionTokensDetails::default(),
         }
     }
