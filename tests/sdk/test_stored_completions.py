@@ -13,6 +13,9 @@ pytestmark = pytest.mark.timeout(240)
 QUESTION = [{"role": "user", "content": "Hello"}]
 CLOCK = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
 
+# Makes one call and nothing else.
+CALL = {"tools": [CLOCK], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 200}
+
 
 def chat(client, messages=QUESTION, **settings):
     settings = {"model": "demo", "max_tokens": 6, "temperature": 0, "store": True, **settings}
@@ -63,7 +66,7 @@ def test_a_streamed_answer_is_stored_as_it_was_sent(client):
 
 
 def test_streamed_calls_are_stored_with_the_ids_that_were_sent(client):
-    id, _, calls = streamed(client, tools=[CLOCK], tool_choice="required", max_tokens=200)
+    id, _, calls = streamed(client, **CALL)
     stored = client.chat.completions.retrieve(id)
     message = stored.choices[0].message
     assert calls and [(call.id, call.function.name, call.function.arguments) for call in message.tool_calls] == calls
@@ -213,7 +216,7 @@ def test_stored_answers_become_a_training_file_that_trains(client, http, questio
 def test_a_training_file_is_made_of_what_the_filters_leave(client, http):
     run = f"run-{time.time_ns()}"
     made = [chat(client, max_tokens=60, metadata={"run": run, "number": str(n)}) for n in range(3)]
-    called = chat(client, tools=[CLOCK], tool_choice="required", max_tokens=200, metadata={"run": run})
+    called = chat(client, metadata={"run": run}, **CALL)
 
     def make(**filters):
         return http.post("/v1/files/from_stored_completions", json={"metadata": {"run": run}, **filters})
