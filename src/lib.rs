@@ -13,13 +13,14 @@
 //! 7. [`costs`]: a machine of one's own beside prices per token.
 //! 8. [`config`]: the one typed configuration, checked once.
 //! 9. [`store`]: all other SQL, the private Postgres, and the blobs on disk.
-//! 10. `off_thread`, `descriptors`: work that takes its time, away from the threads that serve requests; how many files
+//! 10. [`graders`]: scores of answers: comparisons of texts, templates, formulas; no models and no HTTP.
+//! 11. `off_thread`, `descriptors`: work that takes its time, away from the threads that serve requests; how many files
 //!     and connections the process may have.
-//! 11. [`engine`]: token ids to tokens and vectors; rows of many requests and adapters in one step.
-//! 12. [`train`], [`datasets`]: fits an adapter to a dataset; reads training files and renders them to tokens.
-//! 13. [`model`]: weights, tokenizer, chat template, LoRA, and the decoder over the kernels for CPU and GPU.
-//! 14. [`hub`]: models by name, in the cache or downloaded.
-//! 15. [`system`], [`format`]: the machine and the process's memory; figures for people.
+//! 12. [`engine`]: token ids to tokens and vectors; rows of many requests and adapters in one step.
+//! 13. [`train`], [`datasets`]: fits an adapter to a dataset; reads training files and renders them to tokens.
+//! 14. [`model`]: weights, tokenizer, chat template, LoRA, and the decoder over the kernels for CPU and GPU.
+//! 15. [`hub`]: models by name, in the cache or downloaded.
+//! 16. [`system`], [`format`]: the machine and the process's memory; figures for people.
 //!
 //! Nothing but `api` knows HTTP, and SQL stands in `store` and `jobs` alone. One request and one job are followed from
 //! end to end in `docs/architecture.md`.
@@ -34,6 +35,7 @@ pub mod config;
 pub mod costs;
 mod descriptors;
 pub mod error;
+pub mod graders;
 pub mod jobs;
 mod off_thread;
 pub mod store;
