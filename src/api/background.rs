@@ -3,9 +3,10 @@
 
 use crate::api::ApiState;
 use crate::api::access::inside::Inside;
-use crate::api::webhooks;
+use crate::api::{evals, webhooks};
 
 /// Runs every part until all have ended.
-pub(super) async fn run(state: ApiState, _inside: Inside) {
-    webhooks::run(state).await;
+pub(super) async fn run(state: ApiState, inside: Inside) {
+    let waits = state.shutdown.clone();
+    tokio::join!(waits.cancelled(), webhooks::run(state.clone()), evals::runner::run(state, inside));
 }

@@ -6,6 +6,7 @@
 //! - [`operations`]: health, usage, files; [`models`]: models, adapters, permissions;
 //! - [`generation`]: completions, chat, embeddings, scores, tokens; [`fine_tuning`]: jobs and their events, in both forms;
 //! - `webhooks`: tells endpoints of what happened;
+//! - [`graders`]: scores of answers; [`evals`]: many answers at a time;
 //! - `background`: work that no connection waits for;
 //! - [`ui`]: the page for people, which has a list of routes of its own.
 //!
@@ -13,8 +14,10 @@
 
 mod access;
 mod background;
+mod evals;
 mod fine_tuning;
 mod generation;
+mod graders;
 mod http;
 mod models;
 mod operations;
@@ -23,10 +26,10 @@ mod webhooks;
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use tokio_util::sync::CancellationToken;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt as _};
@@ -115,6 +118,18 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(fine_tuning_jobs::resume))
         .routes(routes!(fine_tuning_jobs::events))
         .routes(routes!(fine_tuning_jobs::checkpoints))
+        // Graders.
+        .routes(routes!(graders::run))
+        .routes(routes!(graders::validate))
+        // Evals.
+        .routes(routes!(evals::create, evals::list))
+        .routes(routes!(evals::retrieve, evals::update, evals::delete))
+        .routes(routes!(evals::comparison::read))
+        .routes(routes!(evals::runs::create, evals::runs::list))
+        .routes(routes!(evals::runs::retrieve, evals::runs::cancel, evals::runs::delete))
+        .route("/evals/{eval_id}/runs/{run_id}/cancel", post(evals::runs::cancel))
+        .routes(routes!(evals::output_items::list))
+        .routes(routes!(evals::output_items::retrieve))
         // What was used.
         .routes(routes!(usage::read))
         // Permissions; the one route takes names with slashes.
@@ -193,9 +208,10 @@ pub fn router(state: ApiState) -> Router {
     let gate = Gate::new(&state.config, state.keys.clone(), state.usage.clone());
     let layer = from_fn_with_state(gate.clone(), auth::authenticate);
     let unread = from_fn_with_state(state.config.limits.unread(), unread::watch);
-    let mut routes = assemble(|guarded| shared(guarded, &state).layer(layer)).with_state(state.clone());
+    let inside = inside(state.clone());
+    let guard = |guarded| shared(guarded, &state).layer(layer).layer(Extension(inside.clone()));
+    let mut routes = assemble(guard).with_state(state.clone());
     if state.config.ui {
-        let inside = inside(state.clone());
         routes = routes.merge(ui::routes(state, gate.clone(), inside));
     }
     // Outside of the layers that hold places and limits for an answer, so that these are let go with it.

@@ -1,11 +1,12 @@
-//! All SQL but the job queue's: uploaded files, fine-tuned models, stored completions, API keys, usage, webhooks, sessions of the
-//! page; the private Postgres; blobs on disk. Called by `api` and `jobs`.
+//! All SQL but the job queue's: uploaded files, fine-tuned models, stored completions, API keys, usage, evals, webhooks, sessions
+//! of the page; the private Postgres; blobs on disk. Called by `api` and `jobs`.
 
 pub mod blobs;
 pub mod completion_recorder;
 mod database_url;
 pub(crate) mod disk_trouble;
 mod error;
+pub mod evals;
 pub mod files;
 pub mod key_directory;
 pub mod keys;

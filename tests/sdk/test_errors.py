@@ -77,6 +77,11 @@ REQUESTS = {
         "/v1/fine_tuning/jobs",
         {"json": {"model": "demo", "training_file": "file-x", "method": {"type": "reinforcement", "reinforcement": {}}}},
     ),
+    (400, "invalid_grader"): (
+        "POST",
+        "/v1/fine_tuning/alpha/graders/validate",
+        {"json": {"grader": {"type": "python", "name": "x", "source": "y"}}},
+    ),
     (400, "array_above_max_length"): (
         "POST",
         "/v1/completions",

@@ -61,6 +61,18 @@ COMPLETION = "/v1/chat/completions/{completion}"
 PERMISSIONS = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
 JOBS, JOB, FINE_TUNES = "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/{job}", "/v1/fine_tunes"
 
+LABEL = {
+    "type": "label_model",
+    "name": "label",
+    "model": "{model}",
+    "input": HELLO,
+    "labels": ["a"],
+    "passing_labels": ["a"],
+}
+EVAL = {"data_source_config": {"type": "custom", "item_schema": {"type": "object"}}}
+CHECK = {"type": "string_check", "name": SECRET, "input": "{{item.x}}", "reference": "x", "operation": "eq"}
+ITEMS = {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {"x": SECRET}}]}}
+
 # By the method and path of the document.
 ROWS = {
     "GET /health": Row("/health", is_open=True),
@@ -132,6 +144,31 @@ ROWS = {
     ),
     "DELETE /v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions/{permission_id}": Row(
         PERMISSIONS + "/{permission}", shows="permission"
+    ),
+    "POST /v1/fine_tuning/alpha/graders/run": Row(
+        "/v1/fine_tuning/alpha/graders/run", {"grader": LABEL, "model_sample": "x"}, other=400, shows="model"
+    ),
+    "POST /v1/fine_tuning/alpha/graders/validate": Row(
+        "/v1/fine_tuning/alpha/graders/validate", {"grader": LABEL}, other=400, shows="model"
+    ),
+    "GET /v1/evals": Row("/v1/evals", other=OTHER_LISTS, shows="eval"),
+    "POST /v1/evals": Row(
+        "/v1/evals", {**EVAL, "testing_criteria": [LABEL]}, right=201, other=400, shows="model"
+    ),
+    "GET /v1/evals/{eval_id}": Row("/v1/evals/{eval}", shows="eval"),
+    "POST /v1/evals/{eval_id}": Row("/v1/evals/{eval}", {"name": "x"}, shows="eval"),
+    "DELETE /v1/evals/{eval_id}": Row("/v1/evals/{spare_eval}", shows="spare_eval"),
+    "GET /v1/evals/{eval_id}/comparison": Row("/v1/evals/{eval}/comparison?first={run}&second={run}", shows="run"),
+    "GET /v1/evals/{eval_id}/runs": Row("/v1/evals/{eval}/runs", shows="run"),
+    "POST /v1/evals/{eval_id}/runs": Row("/v1/evals/{eval}/runs", {"data_source": ITEMS}, right=201, shows="eval"),
+    "GET /v1/evals/{eval_id}/runs/{run_id}": Row("/v1/evals/{eval}/runs/{run}", shows="run"),
+    "POST /v1/evals/{eval_id}/runs/{run_id}": Row("/v1/evals/{eval}/runs/{run}", shows="run"),
+    "DELETE /v1/evals/{eval_id}/runs/{run_id}": Row("/v1/evals/{eval}/runs/{spare_run}", shows="spare_run"),
+    "GET /v1/evals/{eval_id}/runs/{run_id}/output_items": Row(
+        "/v1/evals/{eval}/runs/{run}/output_items", shows="output_item"
+    ),
+    "GET /v1/evals/{eval_id}/runs/{run_id}/output_items/{output_item_id}": Row(
+        "/v1/evals/{eval}/runs/{run}/output_items/{output_item}", shows="output_item"
     ),
     "GET /v1/usage": Row("/v1/usage", other=OTHER_LISTS),
 }
@@ -218,6 +255,15 @@ def acme(tenants, tickets):
             stored = client.chat.completions.create(model="demo", messages=said, max_tokens=60, temperature=0, store=True)
             assert stored.choices[0].finish_reason == "stop"
             things[name] = stored.id
+        for name in ("eval", "spare_eval"):
+            answer = http.post("/v1/evals", json={**EVAL, "name": SECRET, "testing_criteria": [CHECK]})
+            assert answer.status_code == 201, answer.text
+            things[name] = answer.json()["id"]
+        runs = f"/v1/evals/{things['eval']}/runs"
+        for name in ("run", "spare_run"):
+            things[name] = http.post(runs, json={"name": SECRET, "data_source": ITEMS}).json()["id"]
+            wait_for(lambda: http.get(f"{runs}/{things[name]}").json()["status"] == "completed", "the end of the run")
+        things["output_item"] = http.get(f"{runs}/{things['run']}/output_items").json()["data"][0]["id"]
         things["fine_tune"] = fine_tune(n_epochs=1)
 
         def has_ended():

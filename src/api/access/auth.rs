@@ -9,6 +9,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use jiff::Timestamp;
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
 use crate::api::access::limits::{self, Allowance, Limiter, Limiters};
@@ -16,6 +17,7 @@ use crate::api::http::connections::Connection;
 use crate::api::http::error::Problem;
 use crate::api::http::headers::{is_local_host, is_local_origin};
 use crate::config::{Config, Secret};
+use crate::store::Store;
 use crate::store::key_directory::KeyDirectory;
 use crate::store::keys::{ApiKey, KeyHash, hash, is_key};
 use crate::store::usage_recorder::UsageRecorder;
@@ -168,6 +170,21 @@ impl Gate {
     pub(crate) fn holder_of_configured(&self, is_meant: impl Fn(&KeyHash) -> bool) -> Option<Caller> {
         let number = self.configured.hashes.iter().zip(1_u64..).find(|(hash, _)| is_meant(hash))?.1;
         Some(self.operator(format!("config-{number}").into()))
+    }
+
+    /// Returns the caller with the key of this id, if it still counts: for work that no request waits for.
+    pub(crate) async fn holder_of_id(&self, store: &Store, id: &str) -> Result<Option<Caller>, Problem> {
+        if id == LOCAL {
+            return Ok(self.is_open().await?.then(|| self.operator(LOCAL.into())));
+        }
+        if let Some(number) = id.strip_prefix("config-") {
+            let known = number.parse().is_ok_and(|number: usize| (1..=self.configured.hashes.len()).contains(&number));
+            return Ok(known.then(|| self.operator(id.into())));
+        }
+        let now = Timestamp::now().as_second();
+        let keys = store.keys_named(&[id]).await?;
+        let live = keys.iter().find(|key| key.revoked_at.is_none() && !key.has_expired(now));
+        Ok(live.map(|key| self.holder(key)))
     }
 
     /// Returns the caller who runs the server: an admin with the configured limits.

@@ -1,9 +1,11 @@
 //! Calls to the API's own routes on behalf of a caller: what the page does, the API does, under the same rights and
-//! limits. Used by every page that changes something or asks a model, and by what works when no request waits for it.
+//! limits. Used by every page that changes something or asks a model, by handlers that ask models on the way to their
+//! answer, and by what works when no request waits for it.
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{FromRequestParts, Request};
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, header};
 use axum::response::Response;
 use tower::ServiceExt as _;
@@ -40,7 +42,18 @@ impl Inside {
             request.headers_mut().insert(header::CONTENT_TYPE, kind.clone());
         }
         request.extensions_mut().insert(caller.clone());
+        request.extensions_mut().insert(self.clone());
         let Ok(response) = self.routes.clone().oneshot(request).await;
         Ok(response)
+    }
+}
+
+/// The layer of [`router`](crate::api::router) and [`Inside::call`] put it there.
+impl<S: Send + Sync> FromRequestParts<S> for Inside {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let inside = parts.extensions.get::<Self>().cloned();
+        inside.ok_or_else(|| Problem::defect("a route that calls others stands outside of the layer that lets it"))
     }
 }

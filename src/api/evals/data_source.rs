@@ -1,0 +1,337 @@
+//! Where the items of a run come from, and who answers: the field `data_source` of a run.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+
+use serde_json::{Map, Value, json};
+
+use crate::graders::item_schema::fault;
+use crate::graders::spec::{Fault, Message, Sampling};
+use crate::graders::template::Place;
+
+/// Most items of a run, and bytes of a file of items and of a line of it.
+const MAX_ITEMS: usize = 50_000;
+pub(super) const MAX_FILE: u64 = 64 << 20;
+const MAX_LINE: u64 = 8 << 20;
+
+/// Where items come from, and who answers them.
+pub(super) struct DataSource {
+    pub items: Items,
+    /// `None` where the items come with their answers.
+    pub question: Option<Question>,
+}
+
+/// Where items come from.
+pub(super) enum Items {
+    /// The request.
+    Given(Vec<Line>),
+    /// The file with this id.
+    File(String),
+}
+
+/// An item, with its answer where that is given.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Line {
+    pub item: Value,
+    pub sample: Option<Value>,
+}
+
+/// What a model is asked about an item.
+pub(super) struct Question {
+    pub model: String,
+    pub input: Input,
+    /// Fields of the request for chat.
+    pub sampling: Map<String, Value>,
+}
+
+/// The conversation.
+pub(super) enum Input {
+    /// One for all items, with places for values.
+    Template(Vec<Message>),
+    /// The one that each item has.
+    Reference(Place),
+}
+
+impl DataSource {
+    /// Reads the field.
+    pub(super) fn parse(value: &Value) -> Result<Self, Fault> {
+        let source = value.as_object().ok_or_else(|| refusal("", "'data_source' must be an object."))?;
+        let kind = source.get("type").and_then(Value::as_str).unwrap_or_default();
+        let known: &[&str] = match kind {
+            "jsonl" => &["type", "source"],
+            "completions" | "responses" => &["type", "source", "model", "input_messages", "sampling_params"],
+            _ => return Err(refusal("type", "The type of a data source must be jsonl, completions or responses.")),
+        };
+        if let Some((name, _)) = source.iter().find(|(name, value)| !known.contains(&name.as_str()) && !value.is_null())
+        {
+            return Err(refusal(name, &format!("'{name}' is not a field of a data source of type '{kind}'.")));
+        }
+        let items = items(source.get("source").unwrap_or(&Value::Null))?;
+        let question = if kind == "jsonl" { None } else { Some(Question::read(source, kind)?) };
+        Ok(Self { items, question })
+    }
+}
+
+impl Question {
+    fn read(source: &Map<String, Value>, kind: &str) -> Result<Self, Fault> {
+        let model = source.get("model").and_then(Value::as_str).filter(|model| !model.is_empty());
+        let model = model.ok_or_else(|| refusal("model", "'model' must name the model that answers."))?;
+        let further: &[&str] = if kind == "completions" { &["response_format", "tools"] } else { &["text", "tools"] };
+        let given = source.get("sampling_params").filter(|given| !given.is_null());
+        let mut sampling = match given {
+            None => Map::new(),
+            Some(given) => {
+                let read = Sampling::read(given, further).map_err(|fault| below("sampling_params", fault))?;
+                read.0
+            }
+        };
+        if kind == "responses" {
+            sampling = as_chat(sampling)?;
+        }
+        for (name, default) in [("temperature", json!(1)), ("top_p", json!(1)), ("seed", json!(42))] {
+            sampling.entry(name).or_insert(default);
+        }
+        Ok(Self { model: model.to_owned(), input: Input::read(source.get("input_messages"))?, sampling })
+    }
+}
+
+impl Input {
+    fn read(value: Option<&Value>) -> Result<Self, Fault> {
+        let value = value.filter(|value| !value.is_null());
+        let value =
+            value.ok_or_else(|| refusal("input_messages", "'input_messages' must say what the model is asked."))?;
+        match value.get("type").and_then(Value::as_str) {
+            Some("template") => {
+                let messages = Message::read_all(value.get("template").unwrap_or(&Value::Null));
+                let messages = messages.map_err(|fault| below("input_messages.template", fault))?;
+                if messages.iter().any(Message::uses_sample) {
+                    let message = "What a model is asked cannot hold its answer: use {{item.…}} alone.";
+                    return Err(refusal("input_messages.template", message));
+                }
+                Ok(Self::Template(messages))
+            }
+            Some("item_reference") => {
+                let param = "input_messages.item_reference";
+                let written = value.get("item_reference").and_then(Value::as_str).unwrap_or_default();
+                let place = Place::parse(written.trim()).map_err(|fault| refusal(param, &fault.to_string()))?;
+                if place.uses_sample() {
+                    return Err(refusal(
+                        param,
+                        "The conversation must be a value of the item, such as 'item.messages'.",
+                    ));
+                }
+                Ok(Self::Reference(place))
+            }
+            _ => Err(refusal("input_messages.type", "The type of the messages must be template or item_reference.")),
+        }
+    }
+}
+
+fn items(source: &Value) -> Result<Items, Fault> {
+    match source.get("type").and_then(Value::as_str) {
+        Some("file_content") => {
+            let lines = source.get("content").and_then(Value::as_array).filter(|lines| !lines.is_empty());
+            let lines =
+                lines.ok_or_else(|| refusal("source.content", "'content' must be an array of at least one item."))?;
+            if lines.len() > MAX_ITEMS {
+                return Err(refusal("source.content", &format!("A run has {MAX_ITEMS} items at the most.")));
+            }
+            let read = |(index, line): (usize, &Value)| {
+                Line::read(line.clone()).map_err(|message| refusal(&format!("source.content[{index}]"), &message))
+            };
+            Ok(Items::Given(lines.iter().enumerate().map(read).collect::<Result<_, _>>()?))
+        }
+        Some("file_id") => match source.get("id").and_then(Value::as_str) {
+            Some(id) => Ok(Items::File(id.to_owned())),
+            None => Err(refusal("source.id", "'id' must name a file.")),
+        },
+        Some(kind @ ("stored_completions" | "responses")) => {
+            let message = format!("The source '{kind}' is not supported: send the items as file_content or file_id.");
+            Err(refusal("source.type", &message))
+        }
+        _ => Err(refusal("source.type", "The type of the source must be file_content or file_id.")),
+    }
+}
+
+impl Line {
+    /// Reads an object with `item`, and `sample` if the answer is given.
+    pub(super) fn read(line: Value) -> Result<Self, String> {
+        let Value::Object(mut line) = line else {
+            return Err("An item must be an object with the field 'item'.".into());
+        };
+        let item = line.shift_remove("item").filter(Value::is_object).ok_or("'item' must be an object.")?;
+        let sample = line.shift_remove("sample").filter(|sample| !sample.is_null());
+        match line.into_iter().find(|(_, value)| !value.is_null()) {
+            Some((name, _)) => Err(format!("'{name}' is not a field beside 'item' and 'sample'.")),
+            None => Ok(Self { item, sample }),
+        }
+    }
+
+    /// Checks the item by the eval's schema.
+    pub(super) fn check(&self, schema: &Value) -> Result<(), String> {
+        fault(schema, &self.item, "item")
+            .map_or(Ok(()), |fault| Err(format!("The item does not follow the schema: {fault}.")))
+    }
+}
+
+/// Reads the lines of a file of items; an error names the line.
+pub(super) fn read_file(file: std::fs::File, schema: &Value) -> Result<Vec<Line>, String> {
+    let mut reader = BufReader::new(file);
+    let mut lines = Vec::new();
+    for number in 1_usize.. {
+        let mut bytes = Vec::new();
+        let read = (&mut reader).take(MAX_LINE + 1).read_until(b'\n', &mut bytes);
+        match read.map_err(|error| format!("The file cannot be read: {error}."))? {
+            0 => break,
+            length if length as u64 > MAX_LINE => {
+                return Err(format!("Line {number} is longer than {MAX_LINE} bytes."));
+            }
+            _ => {}
+        }
+        let text = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes).trim_ascii();
+        if text.is_empty() {
+            continue;
+        }
+        let line = serde_json::from_slice(text).map_err(|_| "It is not JSON.".to_owned()).and_then(Line::read);
+        let line = line.and_then(|line| line.check(schema).map(|()| line));
+        lines.push(line.map_err(|message| format!("Line {number} of the file: {message}"))?);
+        if lines.len() > MAX_ITEMS {
+            return Err(format!("A run has {MAX_ITEMS} items at the most; the file has more."));
+        }
+    }
+    if lines.is_empty() { Err("The file has no items.".into()) } else { Ok(lines) }
+}
+
+/// Turns the fields of `/responses` into those of chat.
+fn as_chat(mut sampling: Map<String, Value>) -> Result<Map<String, Value>, Fault> {
+    if let Some(text) = sampling.shift_remove("text") {
+        let format = text.get("format").filter(|format| !format.is_null());
+        if let Some(format) = format {
+            let chat = match format.get("type").and_then(Value::as_str) {
+                Some("json_schema") => {
+                    let mut schema = format.clone();
+                    schema.as_object_mut().map(|fields| fields.shift_remove("type"));
+                    json!({"type": "json_schema", "json_schema": schema})
+                }
+                _ => format.clone(),
+            };
+            sampling.insert("response_format".into(), chat);
+        }
+    }
+    if let Some(tools) = sampling.shift_remove("tools") {
+        let nested = tools.as_array().into_iter().flatten().map(|tool| {
+            if tool.get("type").is_none_or(|kind| kind != "function") {
+                return Err(refusal("sampling_params.tools", "Only tools of type 'function' are supported."));
+            }
+            let mut function = tool.clone();
+            function.as_object_mut().map(|fields| fields.shift_remove("type"));
+            Ok(json!({"type": "function", "function": function}))
+        });
+        sampling.insert("tools".into(), nested.collect::<Result<Vec<_>, _>>()?.into());
+    }
+    Ok(sampling)
+}
+
+fn refusal(param: &str, message: &str) -> Fault {
+    Fault { param: param.to_owned(), message: message.to_owned() }
+}
+
+/// The same fault, of a field within `parent`.
+fn below(parent: &str, fault: Fault) -> Fault {
+    Fault { param: format!("{parent}{}", fault.param), ..fault }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek as _, Write as _};
+
+    use super::*;
+
+    fn given() -> Value {
+        json!({"type": "file_content", "content": [{"item": {"x": 1}}]})
+    }
+
+    #[test]
+    fn sources_are_read_and_others_refused_by_name() {
+        let asked = |field: &str, value: Value| {
+            let mut source = json!({"type": "completions", "model": "m", "source": given(),
+                "input_messages": {"type": "template", "template": [{"role": "user", "content": "{{item.x}}"}]}});
+            source[field] = value;
+            source
+        };
+        let read = DataSource::parse(&asked("sampling_params", json!({"seed": 3, "max_completion_tokens": 5})))
+            .expect("a source");
+        let question = read.question.expect("a question");
+        assert_eq!(question.sampling["seed"], 3);
+        assert_eq!((&question.sampling["temperature"], &question.sampling["top_p"]), (&json!(1), &json!(1)));
+        for (source, param) in [
+            (json!(1), ""),
+            (json!({"type": "other"}), "type"),
+            (json!({"type": "jsonl"}), "source.type"),
+            (json!({"type": "jsonl", "source": given(), "model": "m"}), "model"),
+            (json!({"type": "jsonl", "source": {"type": "file_id"}}), "source.id"),
+            (json!({"type": "jsonl", "source": {"type": "file_content", "content": []}}), "source.content"),
+            (
+                json!({"type": "jsonl", "source": {"type": "file_content", "content": [{"item": 1}]}}),
+                "source.content[0]",
+            ),
+            (asked("source", json!({"type": "stored_completions"})), "source.type"),
+            (asked("model", Value::Null), "model"),
+            (asked("input_messages", Value::Null), "input_messages"),
+            (asked("input_messages", json!({"type": "template", "template": []})), "input_messages.template"),
+            (
+                asked(
+                    "input_messages",
+                    json!({"type": "template", "template": [{"role": "user", "content": "{{sample.output_text}}"}]}),
+                ),
+                "input_messages.template",
+            ),
+            (
+                asked("input_messages", json!({"type": "item_reference", "item_reference": "messages"})),
+                "input_messages.item_reference",
+            ),
+            (asked("sampling_params", json!({"n": 2})), "sampling_params.n"),
+            (asked("sampling_params", json!({"text": {}})), "sampling_params.text"),
+        ] {
+            let fault = DataSource::parse(&source).err().expect("a fault");
+            assert_eq!(fault.param, param, "{source}: {fault}");
+        }
+    }
+
+    #[test]
+    fn fields_of_responses_become_those_of_chat() {
+        let source = json!({"type": "responses", "model": "m", "source": given(),
+            "input_messages": {"type": "item_reference", "item_reference": "item.messages"},
+            "sampling_params": {"text": {"format": {"type": "json_schema", "name": "n", "schema": {}}},
+                                "tools": [{"type": "function", "name": "f"}]}});
+        let question = DataSource::parse(&source).expect("a source").question.expect("a question");
+        assert_eq!(
+            question.sampling["response_format"],
+            json!({"type": "json_schema", "json_schema": {"name": "n", "schema": {}}})
+        );
+        assert_eq!(question.sampling["tools"], json!([{"type": "function", "function": {"name": "f"}}]));
+    }
+
+    #[test]
+    fn a_file_is_read_line_by_line() {
+        let read = |text: &str| {
+            let mut file = tempfile::tempfile().expect("a file");
+            file.write_all(text.as_bytes()).expect("written");
+            file.rewind().expect("rewound");
+            read_file(file, &json!({"required": ["x"]}))
+        };
+        let lines =
+            read("\u{feff}{\"item\": {\"x\": 1}}\n\n{\"item\": {\"x\": 2}, \"sample\": {\"output_text\": \"y\"}}")
+                .expect("lines");
+        assert_eq!((lines.len(), lines[0].item["x"].clone(), lines[1].sample.is_some()), (2, json!(1), true));
+        for (text, part) in [
+            ("", "no items"),
+            ("{\"item\": {\"x\": 1}}\nnonsense", "Line 2"),
+            ("{\"item\": {}}", "'item.x' is missing"),
+            ("{\"x\": 1}", "'item' must be an object"),
+            ("{\"item\": {\"x\": 1}, \"more\": 1}", "'more'"),
+        ] {
+            let fault = read(text).expect_err(text);
+            assert!(fault.contains(part), "{text}: {fault}");
+        }
+    }
+}

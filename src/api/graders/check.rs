@@ -1,0 +1,74 @@
+//! Refuses graders that could not be run: of a wrong form, or with a model that this server does not have.
+
+use serde_json::Value;
+
+use crate::api::ApiState;
+use crate::api::access::auth::Caller;
+use crate::api::http::error::{Problem, Result};
+use crate::api::models::model_resource;
+use crate::graders::spec::{Fault, Grader, Purpose};
+
+/// Reads the grader in the field `param` and checks that the caller may use its models.
+pub(crate) async fn grader(
+    state: &ApiState,
+    caller: &Caller,
+    value: &Value,
+    param: &str,
+    purpose: Purpose,
+) -> Result<Grader> {
+    let grader = Grader::parse(value, purpose).map_err(|fault| refusal(param, &fault))?;
+    for (field, model) in grader.models() {
+        model_of(state, caller, model, format!("{param}.{field}")).await?;
+    }
+    if grader.needs_embeddings() && embedding_model(state).is_none() {
+        // Then each grader must name its own; this looks at the whole, so that a part with a model passes.
+        check_named(value, param)?;
+    }
+    Ok(grader)
+}
+
+/// Makes the error for a grader, or another part of an eval, in the field `param`.
+pub(crate) fn refusal(param: &str, fault: &Fault) -> Problem {
+    let dot = if fault.param.is_empty() || fault.param.starts_with(['.', '[']) { "" } else { "." };
+    Problem::invalid_code(format!("{param}{dot}{}", fault.param), "invalid_grader", fault.message.clone())
+}
+
+/// Checks that the caller may use the model; an error names the field `param`.
+pub(crate) async fn model_of(state: &ApiState, caller: &Caller, model: &str, param: String) -> Result<()> {
+    match model_resource::find(state, caller, model).await {
+        Ok(_) => Ok(()),
+        // The route exists: what is missing is a part of the body.
+        Err(problem) if problem.is_model_not_found() => {
+            Err(Problem::invalid_code(param, "invalid_grader", problem.error.message))
+        }
+        Err(problem) => Err(problem),
+    }
+}
+
+/// Returns the one model of the server that makes embeddings and nothing else; `None` if there is none, or a choice.
+pub(crate) fn embedding_model(state: &ApiState) -> Option<&str> {
+    let entries = state.catalog.entries().iter();
+    let mut models = entries
+        .map(|entry| &entry.model)
+        .filter(|model| model.classifier.is_none() && (model.config.is_encoder || model.is_static()));
+    let first = models.next()?;
+    models.next().is_none().then_some(first.id.as_str())
+}
+
+fn check_named(value: &Value, param: &str) -> Result<()> {
+    let lacks_model = |grader: &Value| {
+        grader.get("evaluation_metric").is_some_and(|metric| metric == "cosine")
+            && grader.get("model").is_none_or(Value::is_null)
+    };
+    let parts: Vec<&Value> = match value.get("graders") {
+        Some(Value::Array(parts)) => parts.iter().collect(),
+        Some(Value::Object(parts)) if !parts.contains_key("evaluation_metric") => parts.values().collect(),
+        Some(part) => vec![part],
+        None => vec![value],
+    };
+    if parts.into_iter().any(lacks_model) {
+        let message = "This server has no embedding model, or several: name the one for 'cosine' in 'model'.";
+        return Err(Problem::invalid_code(format!("{param}.model"), "invalid_grader", message));
+    }
+    Ok(())
+}
