@@ -68,7 +68,7 @@ def score(**fields):
 
 
 def run(client, grader, text, item=None):
-    return client.post(RUN, cast_to=object, body={"grader": grader, "model_sample": text, "item": item})
+    return client.post(RUN.removeprefix("/v1"), cast_to=object, body={"grader": grader, "model_sample": text, "item": item})
 
 
 def refused(http, grader, path=VALIDATE):
