@@ -45,7 +45,7 @@ use self::generation::stored_completions::{self, training_file};
 use self::generation::{chat, completions, embeddings, engines, tokenize};
 use self::http::{docs, transport, unread};
 use self::models::{adapter_download, checkpoint_permissions, lora_adapters, model_list, model_resource};
-use self::operations::{files, health, usage};
+use self::operations::{files, health, uploads, usage};
 use crate::adapters::registry::AdapterRegistry;
 use crate::config::Config;
 use crate::engine::catalog::Catalog;
@@ -99,6 +99,11 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(training_file::create))
         .routes(routes!(files::retrieve, files::delete))
         .routes(routes!(files::content))
+        // Files in parts, each of which has a limit of its own.
+        .routes(routes!(uploads::create))
+        .routes(routes!(uploads::add_part).layer(DefaultBodyLimit::disable()))
+        .routes(routes!(uploads::complete))
+        .routes(routes!(uploads::cancel))
         // Fine-tunes, the older resource.
         .routes(routes!(fine_tunes::create, fine_tunes::list))
         .routes(routes!(fine_tunes::retrieve, fine_tunes::delete))

@@ -1,6 +1,6 @@
 //! Contents too large for rows, by key, in a folder of this machine: `files/{id}`,
-//! `adapters/{sha256}/adapter_model.safetensors`, `checkpoints/{job}/…`. A written blob is complete or absent. Called
-//! by the rest of `store`, by the worker and by the adapter registry.
+//! `adapters/{sha256}/adapter_model.safetensors`, `checkpoints/{job}/…`, `uploads/{upload}/{part}`. A written blob is
+//! complete or absent. Called by the rest of `store`, by the worker and by the adapter registry.
 //!
 //! `object_store` is kept for S3-compatible storage, which servers and workers on several machines will share. On a
 //! folder, whole files go past it: [`durable`] puts them there, and they are opened where they lie. [`removal`] takes

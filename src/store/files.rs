@@ -1,10 +1,13 @@
 //! Uploaded and produced files: one row each, the content in the blob `files/{id}`. Called by `api` and by the worker,
 //! which adds result files.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use tempfile::NamedTempFile;
 
 use crate::store::{Error, Result};
 use crate::store::{MAX_PAGE, Store, new_id};
@@ -104,6 +107,16 @@ impl Store {
     /// with [`Self::has_content`] once that is done.
     pub(crate) async fn put_content(&self, id: &str, content: Bytes) -> Result<()> {
         self.blobs.put_new(&blob_key(id), content).await
+    }
+
+    /// Makes a temporary file that is to become the content of a file: with the permissions of any new file.
+    pub(crate) fn new_content(&self) -> std::io::Result<NamedTempFile> {
+        tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(&self.scratch)
+    }
+
+    /// Makes the file at `path` the content of the file `id`, as [`Self::put_content`] does; nothing is left at `path`.
+    pub(crate) async fn put_file(&self, id: &str, path: PathBuf) -> Result<()> {
+        self.blobs.adopt(&blob_key(id), path).await
     }
 
     /// True if the content of the file is stored.

@@ -1,5 +1,5 @@
-//! All SQL but the job queue's: uploaded files, fine-tuned models, stored completions, API keys, usage, evals, webhooks, sessions
-//! of the page; the private Postgres; blobs on disk. Called by `api` and `jobs`.
+//! All SQL but the job queue's: uploaded files, also in parts, fine-tuned models, stored completions and responses, API keys, usage,
+//! evals, webhooks, sessions of the page; the private Postgres; blobs on disk. Called by `api` and `jobs`.
 
 pub mod blobs;
 pub mod completion_recorder;
@@ -22,6 +22,7 @@ mod removal;
 mod schema;
 pub mod stored_completions;
 mod sweep;
+pub mod uploads;
 pub mod usage;
 pub mod usage_recorder;
 pub mod webhooks;

@@ -63,7 +63,7 @@ impl Store {
     }
 
     /// Removes files and adapters that no row names and that are older than an hour, states that no job goes on from,
-    /// and short-lived files older than an hour. Safe beside other processes, requests and jobs.
+    /// parts of uploads that have ended, and short-lived files older than an hour. Safe beside other processes, requests and jobs.
     pub async fn sweep(&self) -> Result<Swept> {
         self.sweep_older_than(GRACE).await
     }
@@ -74,6 +74,7 @@ impl Store {
         self.sweep_files(grace, &mut swept).await?;
         self.sweep_adapters(grace, &mut swept).await?;
         self.sweep_states(&mut swept).await?;
+        self.sweep_uploads(grace, &mut swept).await?;
         swept.removed += self.sweep_scratch(grace).await?;
         Ok(swept)
     }
@@ -151,6 +152,34 @@ impl Store {
                 swept.removed += 1;
             }
         }
+        Ok(())
+    }
+
+    /// Removes the parts of uploads that have ended, and uploads that have expired long ago. Parts of an upload that has
+    /// just expired may be about to become a file.
+    async fn sweep_uploads(&self, grace: Duration, swept: &mut Swept) -> Result<()> {
+        let found = self.blobs.remains("uploads").await?;
+        swept.listed += found.len();
+        self.remove_unfinished(&found, grace, swept).await?;
+        let old = found.iter().filter(|part| !part.is_unfinished() && !is_younger(part, grace));
+        let names: BTreeSet<String> = old.filter_map(name_of).collect();
+        let names: Vec<String> = names.into_iter().collect();
+        for batch in names.chunks(BATCH) {
+            let ended: Vec<String> = sqlx::query_scalar(
+                "select found from unnest($1::text[]) found
+                  where not exists (select from uploads where id = found and status = 'pending'
+                                                          and expires_at > now() - make_interval(secs => $2))",
+            )
+            .bind(batch)
+            .bind(grace.as_secs_f64())
+            .fetch_all(&self.pool)
+            .await?;
+            for upload in ended {
+                self.blobs.remove(&format!("uploads/{upload}")).await?;
+                swept.removed += 1;
+            }
+        }
+        sqlx::query("delete from uploads where expires_at < now() - interval '30 days'").execute(&self.pool).await?;
         Ok(())
     }
 

@@ -3,6 +3,7 @@
     python -m pytest tests/sdk --binary target/debug/attune
 """
 
+import glob
 import json
 import shutil
 import subprocess
@@ -112,6 +113,17 @@ def keys_command(binary, data_dir, *arguments):
     """Runs `attune keys …` beside the server that uses `data_dir`; returns the finished process."""
     command = [str(binary), "keys", *map(str, arguments), "--data-dir", str(data_dir)]
     return subprocess.run(command, capture_output=True, text=True, timeout=90, env=attunelib.environment())
+
+
+def ask_database(server, sql):
+    """Runs a statement on the private database of a server that runs; returns what it prints."""
+    (state,) = server.data_dir.rglob("postmaster.pid")
+    socket = state.read_text().splitlines()[4]
+    psql = (glob.glob("/usr/lib/postgresql/*/bin/psql") or ["psql"])[-1]
+    command = [psql, "-X", "-At", "-h", socket, "-U", "attune", "-d", "attune", "-c", sql]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 def create_key(binary, data_dir, organization, *options):

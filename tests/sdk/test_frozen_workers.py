@@ -1,16 +1,14 @@
 """Workers that stand still for longer than their lease and wake up when another one has their job: the job ends in the
 adapter of a run that nobody disturbed, with one result file, and nobody starts over."""
 
-import glob
 import os
 import random
 import re
 import signal
-import subprocess
 
 import attunelib
 import pytest
-from conftest import create_job, events, sdk, upload, wait_for, wait_for_end
+from conftest import ask_database, create_job, events, sdk, upload, wait_for, wait_for_end
 from test_crashes import result_of
 
 ROUNDS = 3
@@ -25,13 +23,9 @@ def shared(binary, start_server):
     socket = next(found[1] for line in server.log if (found := re.search(r"socket in (/\S+?)\)", line)))
     database = {"ATTUNE_DATABASE_URL": f"postgres://attune@localhost/attune?host={socket}"}
     workers = [attunelib.Server(binary, server.data_dir, settings=database, command="worker") for _ in range(2)]
-    psql = (glob.glob("/usr/lib/postgresql/*/bin/psql") or ["psql"])[-1]
 
     def ask(sql):
-        command = [psql, "-X", "-At", "-h", socket, "-U", "attune", "-d", "attune", "-c", sql]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        return ask_database(server, sql)
 
     for worker in workers:
         worker.start()

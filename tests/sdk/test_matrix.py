@@ -55,6 +55,7 @@ def fill(part, names):
     return [fill(value, names) for value in part] if isinstance(part, list) else part
 
 
+UPLOAD = {"filename": "a.jsonl", "purpose": "batch", "bytes": 2, "mime_type": "text/jsonl"}
 HELLO = [{"role": "user", "content": "Hello"}]
 ELSEWHERE = {"project_ids": ["elsewhere"]}
 COMPLETION = "/v1/chat/completions/{completion}"
@@ -170,6 +171,10 @@ ROWS = {
     "GET /v1/evals/{eval_id}/runs/{run_id}/output_items/{output_item_id}": Row(
         "/v1/evals/{eval}/runs/{run}/output_items/{output_item}", shows="output_item"
     ),
+    "POST /v1/uploads": Row("/v1/uploads", UPLOAD, other=OTHER_LISTS),
+    "POST /v1/uploads/{upload_id}/parts": Row("/v1/uploads/{upload}/parts", form=True, right=400),
+    "POST /v1/uploads/{upload_id}/complete": Row("/v1/uploads/{upload}/complete", {"part_ids": ["{part}"]}),
+    "POST /v1/uploads/{upload_id}/cancel": Row("/v1/uploads/{spare_upload}/cancel", shows="spare_upload"),
     "GET /v1/usage": Row("/v1/usage", other=OTHER_LISTS),
 }
 
@@ -244,6 +249,9 @@ def acme(tenants, tickets):
             done = wait_for_end(client, job().id, within=120)
             assert done.status == "succeeded", done.error
             things[name], things["job_of_" + name] = done.fine_tuned_model, done.id
+        for name in ("upload", "spare_upload"):
+            things[name] = client.uploads.create(**{**UPLOAD, "filename": f"{SECRET}.jsonl"}).id
+        things["part"] = client.uploads.parts.create(things["upload"], data=b"{}").id
         things["job"] = things.pop("job_of_model")
         things["checkpoint"] = (
             client.fine_tuning.jobs.checkpoints.list(things["job"]).data[0].fine_tuned_model_checkpoint

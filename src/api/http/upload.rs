@@ -1,5 +1,5 @@
 //! Receives an upload: the parts of a form in any order, the file to disk as it arrives, and the check that a training
-//! file holds one JSON object on each line. Called by `files::create`.
+//! file holds one JSON object on each line. Called by `files` and `uploads`.
 
 use std::fs::Permissions;
 use std::io::BufReader;
@@ -53,7 +53,7 @@ pub(crate) async fn receive(mut form: Form, folder: &Path, limit: usize) -> Resu
         match name.as_str() {
             "file" => {
                 let filename = filename.as_deref().unwrap_or("upload").chars().take(255).collect::<String>();
-                file = Some((spool(&mut form, folder, limit).await?, filename));
+                file = Some((spool(&mut form, folder, (limit, "file")).await?.0, filename));
             }
             "purpose" => purpose = Some(small_text(&mut form, &name).await?),
             "expires_after[anchor]" => expires_after[0] = Some(small_text(&mut form, &name).await?),
@@ -66,7 +66,25 @@ pub(crate) async fn receive(mut form: Form, folder: &Path, limit: usize) -> Resu
     Ok(Upload { path, filename, purpose, expires_after })
 }
 
-async fn spool(form: &mut Form, folder: &Path, limit: usize) -> Result<TempPath, Problem> {
+/// Reads the form of a part, whose field `data` has at most `limit` bytes; returns where they lie, and how many.
+pub(crate) async fn receive_part(mut form: Form, folder: &Path, limit: usize) -> Result<(TempPath, usize), Problem> {
+    let mut data = None;
+    while let Some(Disposition { name, .. }) = form.next_part().await? {
+        match name.unwrap_or_default().as_str() {
+            "data" if data.is_some() => {
+                let message = "The form has the field 'data' more than once: send one part in each request.";
+                return Err(Problem::invalid_code("data", "duplicate_field", message));
+            }
+            "data" => data = Some(spool(&mut form, folder, (limit, "data")).await?),
+            name => drop(small_text(&mut form, name).await?),
+        }
+    }
+    data.ok_or_else(|| Problem::missing("data"))
+}
+
+/// Writes what the present field of the form holds into a file, and returns how many bytes it has: at most the `limit` of
+/// the field.
+async fn spool(form: &mut Form, folder: &Path, (limit, field): (usize, &'static str)) -> Result<(TempPath, usize)> {
     let context = || format!("write an upload to {}", folder.display());
     tokio::fs::create_dir_all(folder).await.map_err(Problem::io(context()))?;
     let (file, path) = upload_file(folder).map_err(Problem::io(context()))?.into_parts();
@@ -75,12 +93,13 @@ async fn spool(form: &mut Form, folder: &Path, limit: usize) -> Result<TempPath,
     while let Some(piece) = form.piece().await? {
         bytes += piece.len();
         if bytes > limit {
-            return Err(Problem::too_large("The file", limit).param("file"));
+            let what = if field == "data" { "The part" } else { "The file" };
+            return Err(Problem::too_large(what, limit).param(field));
         }
         file.write_all(&piece).await.map_err(Problem::io(context()))?;
     }
     file.flush().await.map_err(Problem::io(context()))?;
-    Ok(path)
+    Ok((path, bytes))
 }
 
 /// A temporary file with the permissions of any new file: it becomes the blob itself.

@@ -1,5 +1,6 @@
 //! `/files`: upload, list, read and delete the files that fine-tunes read and write.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::Json;
@@ -58,7 +59,8 @@ pub(crate) struct FileObject {
 #[derive(Debug, ToSchema)]
 #[expect(dead_code, reason = "describes the form, which is read part by part")]
 pub(crate) struct UploadForm {
-    /// The content; for the purpose `fine-tune` one JSON object on each line.
+    /// The content; for the purpose `fine-tune` one JSON object on each line. The name of a file for `batch` ends with
+    /// `.jsonl`.
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
     /// `fine-tune`, `assistants`, `batch`, `vision`, `user_data` or `evals`.
@@ -123,12 +125,9 @@ pub(crate) async fn create(
     let pace = Pace::new(limits.upload_bytes_per_second, Duration::from_secs(limits.max_upload_seconds));
     let form = Form::new(&head.headers, body, pace)?;
     let upload = upload::receive(form, &state.store.scratch, limits.max_file_bytes).await?;
-    check_purpose(&upload.purpose)?;
+    check_purpose(&upload.purpose, &upload.filename)?;
     let lifetime = lifetime(&upload.expires_after)?;
-    if upload.purpose == "fine-tune" {
-        let path = upload.path.to_path_buf();
-        off_thread("check an upload", move || upload::check_lines(&path)).await?;
-    }
+    check_content(&upload.purpose, upload.path.to_path_buf()).await?;
     let organization = caller.organization.to_string();
     let new = NewFile { organization, filename: upload.filename, purpose: upload.purpose };
     let file = state.store.add_expiring_file(new, upload.path.to_path_buf(), lifetime).await?;
@@ -203,7 +202,14 @@ pub(crate) async fn delete(
     Ok(Json(DeletedFile { id, object: "file", deleted: true }))
 }
 
-fn check_purpose(purpose: &str) -> Result<()> {
+/// Checks that a file may be uploaded for the purpose, under its name.
+pub(super) fn check_purpose(purpose: &str, filename: &str) -> Result<()> {
+    let is_jsonl =
+        std::path::Path::new(filename).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"));
+    if purpose == "batch" && !is_jsonl {
+        let message = "Invalid file format for Batch API. Must be .jsonl";
+        return Err(Problem::invalid_code("file", "invalid_value", message));
+    }
     if PURPOSES.contains(&purpose) {
         return Ok(());
     }
@@ -230,6 +236,14 @@ fn lifetime([anchor, seconds]: &[Option<String>; 2]) -> Result<Option<i64>> {
         return Err(Problem::wrong_type("expires_after[seconds]", &reason));
     };
     within("expires_after[seconds]", Some(seconds), 3_600, 2_592_000)
+}
+
+/// Checks what a file of the purpose holds. The lines of a batch are checked when it is created, which tells more.
+pub(super) async fn check_content(purpose: &str, path: PathBuf) -> Result<()> {
+    if purpose != "fine-tune" {
+        return Ok(());
+    }
+    off_thread("check an upload", move || upload::check_lines(&path)).await
 }
 
 /// Writes the header `Content-Disposition`: the file name in plain ASCII for old clients, and in full for others (RFC
@@ -297,7 +311,8 @@ mod tests {
 
     #[test]
     fn only_known_purposes_pass() {
-        assert!(check_purpose("fine-tune").is_ok() && check_purpose("user_data").is_ok());
-        assert!(check_purpose("fine-tune-results").is_err() && check_purpose("").is_err());
+        assert!(check_purpose("fine-tune", "a").is_ok() && check_purpose("user_data", "a").is_ok());
+        assert!(check_purpose("fine-tune-results", "a").is_err() && check_purpose("", "a").is_err());
+        assert!(check_purpose("batch", "a.jsonl").is_ok() && check_purpose("batch", "a.json").is_err());
     }
 }
