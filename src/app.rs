@@ -23,6 +23,7 @@ use crate::engine::encoder::EncoderEngine;
 use crate::engine::native::NativeEngine;
 use crate::engine::priority::Priority;
 use crate::engine::static_engine::StaticEngine;
+use crate::jobs::batches::Batches;
 use crate::jobs::cost::Pricing;
 use crate::jobs::queue::Queue;
 use crate::jobs::retention;
@@ -75,12 +76,14 @@ impl App {
         let usage = UsageRecorder::new(store.clone());
         let completions = CompletionRecorder::new(store.clone());
         let queue = Queue::open(store.clone()).await?;
+        let batches = Batches::new(store.clone());
         if postgres.is_some() {
             // Nobody else uses this database: jobs that its rows call running belonged to a process that was killed.
             let lost = queue.reap_all().await?;
             if lost > 0 {
                 tracing::warn!(lost, "took back the jobs of a server that was killed");
             }
+            batches.release_all().await?;
         }
         tokio::spawn(store.clone().keep_swept());
         tokio::spawn(retention::run(store.clone(), config.retention));
@@ -114,6 +117,7 @@ impl App {
             registry,
             store,
             queue,
+            batches,
             estimator,
             keys,
             grammars,

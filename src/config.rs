@@ -118,6 +118,9 @@ pub struct Price {
     pub completion: f64,
     /// Tokens trained on.
     pub training: f64,
+    /// Factor of the prices of prompts and tokens drawn for lines of batches; `None`: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch: Option<f64>,
 }
 
 impl Price {
@@ -287,7 +290,8 @@ impl Config {
     /// Rejects negative or non-finite prices.
     pub fn check_prices(&self) -> Result<()> {
         for (model, price) in &self.prices {
-            let prices = [price.prompt, price.cached_prompt.unwrap_or_default(), price.completion, price.training];
+            let (cached, batch) = (price.cached_prompt.unwrap_or_default(), price.batch.unwrap_or_default());
+            let prices = [price.prompt, cached, price.completion, price.training, batch];
             if !prices.iter().all(|price| price.is_finite() && *price >= 0.0) {
                 return Err(Error(format!("prices of `{model}`: every price must be a number of at least 0")));
             }

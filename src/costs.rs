@@ -85,7 +85,7 @@ impl Plan {
 mod tests {
     use super::*;
 
-    const PRICE: Price = Price { prompt: 1.0, cached_prompt: None, completion: 4.0, training: 3.0 };
+    const PRICE: Price = Price { prompt: 1.0, cached_prompt: None, completion: 4.0, training: 3.0, batch: None };
     const PLAN: Plan = Plan {
         requests_per_day: 10_000.0,
         prompt_tokens: 400.0,

@@ -3,10 +3,13 @@
 
 use crate::api::ApiState;
 use crate::api::access::inside::Inside;
-use crate::api::{evals, webhooks};
+use crate::api::{batches, evals, webhooks};
 
 /// Runs every part until all have ended.
 pub(super) async fn run(state: ApiState, inside: Inside) {
-    let waits = state.shutdown.clone();
-    tokio::join!(waits.cancelled(), webhooks::run(state.clone()), evals::runner::run(state, inside));
+    tokio::join!(
+        webhooks::run(state.clone()),
+        batches::run(state.clone(), inside.clone()),
+        evals::runner::run(state, inside)
+    );
 }

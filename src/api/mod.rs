@@ -7,6 +7,7 @@
 //! - [`generation`]: completions, chat, embeddings, scores, tokens; [`fine_tuning`]: jobs and their events, in both forms;
 //! - `webhooks`: tells endpoints of what happened;
 //! - [`graders`]: scores of answers; [`evals`]: many answers at a time;
+//! - [`batches`]: files of requests for `generation`, answered in the background;
 //! - `background`: work that no connection waits for;
 //! - [`ui`]: the page for people, which has a list of routes of its own.
 //!
@@ -14,6 +15,7 @@
 
 mod access;
 mod background;
+mod batches;
 mod evals;
 mod fine_tuning;
 mod generation;
@@ -49,6 +51,7 @@ use self::operations::{files, health, uploads, usage};
 use crate::adapters::registry::AdapterRegistry;
 use crate::config::Config;
 use crate::engine::catalog::Catalog;
+use crate::jobs::batches::Batches;
 use crate::jobs::queue::Queue;
 use crate::jobs::worker::estimate::Estimator;
 use crate::jobs::worker::pulse::Pulse;
@@ -104,6 +107,10 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(uploads::add_part).layer(DefaultBodyLimit::disable()))
         .routes(routes!(uploads::complete))
         .routes(routes!(uploads::cancel))
+        // Batches.
+        .routes(routes!(batches::create, batches::list))
+        .routes(routes!(batches::retrieve))
+        .routes(routes!(batches::cancel))
         // Fine-tunes, the older resource.
         .routes(routes!(fine_tunes::create, fine_tunes::list))
         .routes(routes!(fine_tunes::retrieve, fine_tunes::delete))
@@ -190,6 +197,8 @@ pub struct ApiState {
     pub store: Store,
     /// The queue of fine-tune jobs.
     pub queue: Queue,
+    /// The batches of requests.
+    pub batches: Batches,
     /// Estimates the time and memory of a fine-tune job.
     pub estimator: Estimator,
     /// The API keys in the database.

@@ -159,7 +159,7 @@ mod tests {
         options: CostsOptions,
     }
 
-    const PRICE: Price = Price { prompt: 1.0, cached_prompt: None, completion: 4.0, training: 3.0 };
+    const PRICE: Price = Price { prompt: 1.0, cached_prompt: None, completion: 4.0, training: 3.0, batch: None };
 
     fn options(arguments: &[&str]) -> CostsOptions {
         let all = ["costs", "--requests-per-day", "10000", "--prompt-tokens", "400", "--completion-tokens", "100"];

@@ -78,7 +78,12 @@ fn a_price_that_is_none_is_refused() {
     for text in ["", "[training]\nprice_per_hour = 0.2", "[prices.a]\nprompt = 1.0\ntraining = 0"] {
         assert!(check(text).is_ok(), "{text}");
     }
-    for text in ["[training]\nprice_per_hour = -1", "[training]\nprice_per_hour = inf", "[prices.a]\nprompt = nan"] {
+    for text in [
+        "[training]\nprice_per_hour = -1",
+        "[training]\nprice_per_hour = inf",
+        "[prices.a]\nprompt = nan",
+        "[prices.a]\nbatch = -0.5",
+    ] {
         assert!(check(text).is_err(), "{text}");
     }
 }

@@ -4,6 +4,7 @@
 //! The row *is* the queue entry and the API's resource. A worker claims it with a lease and an attempt number; every
 //! write of the worker carries that number (the fence), so a worker that lost its lease changes nothing.
 
+pub mod batches;
 mod changes;
 pub mod checkpoints;
 pub mod cost;

@@ -1,4 +1,4 @@
-//! The statements on jobs, their events and checkpoints: a file each in `sql/`. `tests/jobs/statements.rs` lets the
+//! The statements on jobs, their events and checkpoints, and on batches: a file each in `sql/`. `tests/jobs/statements.rs` lets the
 //! database prepare them all.
 //!
 //! A statement that changes a job's state also adds the event of the change (`said`): the new status, or the stop that
@@ -8,6 +8,21 @@
 pub(super) const ADD_CHECKPOINT: &str = include_str!("sql/add_checkpoint.sql");
 pub(super) const ADD_EVENT: &str = include_str!("sql/add_event.sql");
 pub(super) const ADD_TRAINING_RATE: &str = include_str!("sql/add_training_rate.sql");
+pub(super) const BATCH_CANCEL: &str = include_str!("sql/batch_cancel.sql");
+pub(super) const BATCH_CLAIM: &str = include_str!("sql/batch_claim.sql");
+pub(super) const BATCH_CREATE: &str = include_str!("sql/batch_create.sql");
+pub(super) const BATCH_DONE: &str = include_str!("sql/batch_done.sql");
+pub(super) const BATCH_FAIL: &str = include_str!("sql/batch_fail.sql");
+pub(super) const BATCH_FINALIZE: &str = include_str!("sql/batch_finalize.sql");
+pub(super) const BATCH_FIND: &str = include_str!("sql/batch_find.sql");
+pub(super) const BATCH_FINISH: &str = include_str!("sql/batch_finish.sql");
+pub(super) const BATCH_HEARTBEAT: &str = include_str!("sql/batch_heartbeat.sql");
+pub(super) const BATCH_LIST: &str = include_str!("sql/batch_list.sql");
+pub(super) const BATCH_RECORD: &str = include_str!("sql/batch_record.sql");
+pub(super) const BATCH_RELEASE: &str = include_str!("sql/batch_release.sql");
+pub(super) const BATCH_RELEASE_ALL: &str = include_str!("sql/batch_release_all.sql");
+pub(super) const BATCH_RESULTS: &str = include_str!("sql/batch_results.sql");
+pub(super) const BATCH_START: &str = include_str!("sql/batch_start.sql");
 pub(super) const CHECKPOINTS: &str = include_str!("sql/checkpoints.sql");
 pub(super) const CLAIM: &str = include_str!("sql/claim.sql");
 pub(super) const END_ATTEMPT: &str = include_str!("sql/end_attempt.sql");

@@ -21,6 +21,8 @@ pub struct UsageEntry {
     pub model: Arc<str>,
     /// Id of the base model that it runs on.
     pub base: Arc<str>,
+    /// Whether it was used by lines of batches.
+    pub batch: bool,
 }
 
 /// Sums of one entry and day.
@@ -85,6 +87,8 @@ pub struct BasePrice {
     pub completion: f64,
     /// Tokens trained on.
     pub training: f64,
+    /// Factor of the first three for lines of batches.
+    pub batch: f64,
 }
 
 /// One row of the answer. Columns that the query does not group by are `None`.
@@ -108,6 +112,14 @@ pub struct UsageRow {
     pub completion_tokens: i64,
     /// Tokens trained on.
     pub trained_tokens: i64,
+    /// Of the requests those that were lines of batches.
+    pub batch_requests: i64,
+    /// Their tokens of prompts.
+    pub batch_prompt_tokens: i64,
+    /// Those of them that need not be computed.
+    pub batch_cached_tokens: i64,
+    /// Their tokens drawn.
+    pub batch_completion_tokens: i64,
     /// Money; `None` if a base model in the sum has no price.
     pub cost: Option<f64>,
 }
@@ -144,17 +156,27 @@ impl Store {
                      completion_tokens = usage_recent.completion_tokens + excluded.completion_tokens
              )
              insert into usage_daily (day, organization, key, model, base, requests, prompt_tokens, cached_tokens,
-                                      completion_tokens)
-             select day::date, organization, key, model, base, requests, prompt_tokens, cached_tokens, completion_tokens
+                                      completion_tokens, batch_requests, batch_prompt_tokens, batch_cached_tokens,
+                                      batch_completion_tokens)
+             select day::date, organization, key, model, base, sum(requests), sum(prompt_tokens), sum(cached_tokens),
+                    sum(completion_tokens), coalesce(sum(requests) filter (where batch), 0),
+                    coalesce(sum(prompt_tokens) filter (where batch), 0),
+                    coalesce(sum(cached_tokens) filter (where batch), 0),
+                    coalesce(sum(completion_tokens) filter (where batch), 0)
                from turn, unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-                                 $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])
-                 as added (day, organization, key, model, base, requests, prompt_tokens, cached_tokens, completion_tokens)
-              order by 1, 2, 3, 4, 5
+                                 $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bool[])
+                 as added (day, organization, key, model, base, requests, prompt_tokens, cached_tokens, completion_tokens,
+                           batch)
+              group by 1, 2, 3, 4, 5 order by 1, 2, 3, 4, 5
              on conflict (organization, day, key, model, base) do update set
                  requests = usage_daily.requests + excluded.requests,
                  prompt_tokens = usage_daily.prompt_tokens + excluded.prompt_tokens,
                  cached_tokens = usage_daily.cached_tokens + excluded.cached_tokens,
-                 completion_tokens = usage_daily.completion_tokens + excluded.completion_tokens",
+                 completion_tokens = usage_daily.completion_tokens + excluded.completion_tokens,
+                 batch_requests = usage_daily.batch_requests + excluded.batch_requests,
+                 batch_prompt_tokens = usage_daily.batch_prompt_tokens + excluded.batch_prompt_tokens,
+                 batch_cached_tokens = usage_daily.batch_cached_tokens + excluded.batch_cached_tokens,
+                 batch_completion_tokens = usage_daily.batch_completion_tokens + excluded.batch_completion_tokens",
         )
         .bind(writer)
         .bind(batch)
@@ -167,6 +189,7 @@ impl Store {
         .bind(column(|counts| counts.prompt_tokens))
         .bind(column(|counts| counts.cached_tokens))
         .bind(column(|counts| counts.completion_tokens))
+        .bind(rows.keys().map(|(_, entry)| entry.batch).collect::<Vec<bool>>())
         .execute(&self.pool)
         .await?;
         Ok(())
@@ -183,16 +206,23 @@ impl Store {
                         case when $1::text is null then organization end as organization,
                         case when $5 then model end as model, case when $6 then key end as key,
                         u.requests, u.prompt_tokens, u.cached_tokens, u.completion_tokens, u.trained_tokens,
+                        u.batch_requests, u.batch_prompt_tokens, u.batch_cached_tokens, u.batch_completion_tokens,
                         ((u.prompt_tokens - u.cached_tokens) * p.prompt + u.cached_tokens * p.cached
-                         + u.completion_tokens * p.completion + u.trained_tokens * p.training) / 1e6 as cost
+                         + u.completion_tokens * p.completion + u.trained_tokens * p.training
+                         - (1 - p.batch) * ((u.batch_prompt_tokens - u.batch_cached_tokens) * p.prompt
+                            + u.batch_cached_tokens * p.cached + u.batch_completion_tokens * p.completion)) / 1e6 as cost
                    from usage_daily u
-                   left join unnest($7::text[], $8::float8[], $9::float8[], $10::float8[], $11::float8[])
-                     as p (base, prompt, cached, completion, training) using (base)
+                   left join unnest($7::text[], $8::float8[], $9::float8[], $10::float8[], $11::float8[], $14::float8[])
+                     as p (base, prompt, cached, completion, training, batch) using (base)
                   where ($1::text is null or organization = $1) and day between $2::text::date and $3::text::date
              )
              select day, organization, model, key, sum(requests)::bigint as requests,
                     sum(prompt_tokens)::bigint as prompt_tokens, sum(cached_tokens)::bigint as cached_tokens,
                     sum(completion_tokens)::bigint as completion_tokens, sum(trained_tokens)::bigint as trained_tokens,
+                    sum(batch_requests)::bigint as batch_requests,
+                    sum(batch_prompt_tokens)::bigint as batch_prompt_tokens,
+                    sum(batch_cached_tokens)::bigint as batch_cached_tokens,
+                    sum(batch_completion_tokens)::bigint as batch_completion_tokens,
                     case when bool_and(cost is not null) then sum(cost) end as cost
                from picked group by day, organization, model, key
               order by day, organization, model, key limit $12 offset $13",
@@ -210,6 +240,7 @@ impl Store {
         .bind(prices(|price| price.training))
         .bind(limit + 1)
         .bind(query.offset.max(0))
+        .bind(prices(|price| price.batch))
         .fetch_all(&self.pool)
         .await?;
         Ok(crate::store::files::cut_page(rows, limit))

@@ -151,7 +151,13 @@ mod tests {
     use super::*;
 
     fn entry(model: &str) -> UsageEntry {
-        UsageEntry { organization: "acme".into(), key: "key_1".into(), model: model.into(), base: "demo".into() }
+        UsageEntry {
+            organization: "acme".into(),
+            key: "key_1".into(),
+            model: model.into(),
+            base: "demo".into(),
+            batch: false,
+        }
     }
 
     #[test]

@@ -338,5 +338,6 @@ pub(crate) fn greedy(prompt: &[u32], max_tokens: usize, adapter: Option<&Adapter
         logprobs: None,
         prompt_logprobs: None,
         grammar: None,
+        background: false,
     }
 }

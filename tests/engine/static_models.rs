@@ -70,6 +70,7 @@ async fn what_a_table_cannot_do_is_refused_by_name() {
         logprobs: None,
         prompt_logprobs: None,
         grammar: None,
+        background: false,
     });
     assert!(text.unwrap_err().to_string().contains("`static` makes vectors of texts and writes none"));
     engine.stop();

@@ -12,6 +12,7 @@ mod postgres;
 mod training;
 
 mod adapter_tiers;
+mod batches;
 mod checkpoints;
 mod classification;
 mod estimates;

@@ -72,6 +72,7 @@ async fn generated(
         logprobs: None,
         prompt_logprobs: None,
         grammar: None,
+        background: false,
     };
     let mut events = engine.generate(request).unwrap();
     let mut answer = String::new();

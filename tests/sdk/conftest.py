@@ -29,6 +29,7 @@ QUICK = {"n_epochs": 2, "batch_size": 4, "learning_rate": 2e-3, "rank": 8, "alph
 
 def pytest_addoption(parser):
     parser.addoption("--binary", required=True, help="the attune program to test")
+    parser.addoption("--batch-lines", type=int, default=600, help="lines of the batch during which the server dies")
 
 
 @pytest.fixture(scope="session")

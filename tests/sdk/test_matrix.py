@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import attunelib
 import httpx
 import pytest
-from conftest import QUICK, as_prompts, create_job, sdk, upload, wait_for, wait_for_end
+from conftest import QUICK, as_prompts, create_job, jsonl, sdk, upload, wait_for, wait_for_end
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -56,6 +56,7 @@ def fill(part, names):
 
 
 UPLOAD = {"filename": "a.jsonl", "purpose": "batch", "bytes": 2, "mime_type": "text/jsonl"}
+BATCH = {"input_file_id": "{batch_file}", "endpoint": "/v1/completions", "completion_window": "24h"}
 HELLO = [{"role": "user", "content": "Hello"}]
 ELSEWHERE = {"project_ids": ["elsewhere"]}
 COMPLETION = "/v1/chat/completions/{completion}"
@@ -175,6 +176,11 @@ ROWS = {
     "POST /v1/uploads/{upload_id}/parts": Row("/v1/uploads/{upload}/parts", form=True, right=400),
     "POST /v1/uploads/{upload_id}/complete": Row("/v1/uploads/{upload}/complete", {"part_ids": ["{part}"]}),
     "POST /v1/uploads/{upload_id}/cancel": Row("/v1/uploads/{spare_upload}/cancel", shows="spare_upload"),
+    "GET /v1/batches": Row("/v1/batches", other=OTHER_LISTS, shows="batch"),
+    "POST /v1/batches": Row("/v1/batches", BATCH, other=400, shows="batch_file"),
+    "GET /v1/batches/{batch_id}": Row("/v1/batches/{batch}", shows="batch"),
+    # It has ended.
+    "POST /v1/batches/{batch_id}/cancel": Row("/v1/batches/{batch}/cancel", right=400),
     "GET /v1/usage": Row("/v1/usage", other=OTHER_LISTS),
 }
 
@@ -252,6 +258,11 @@ def acme(tenants, tickets):
         for name in ("upload", "spare_upload"):
             things[name] = client.uploads.create(**{**UPLOAD, "filename": f"{SECRET}.jsonl"}).id
         things["part"] = client.uploads.parts.create(things["upload"], data=b"{}").id
+        batch = {"custom_id": SECRET, "method": "POST", "url": "/v1/completions", "body": {"model": "demo", "prompt": "x"}}
+        file = (f"{SECRET}.jsonl", jsonl([batch]))
+        things["batch_file"] = client.files.create(file=file, purpose="batch").id
+        things["batch"] = client.batches.create(**fill(BATCH, things), metadata={SECRET: SECRET}).id
+        wait_for(lambda: client.batches.retrieve(things["batch"]).status == "completed", "the end of the batch")
         things["job"] = things.pop("job_of_model")
         things["checkpoint"] = (
             client.fine_tuning.jobs.checkpoints.list(things["job"]).data[0].fine_tuned_model_checkpoint

@@ -203,7 +203,13 @@ async fn a_key_that_is_not_found_is_no_reason_to_call_a_server_open_that_is_not(
 // --- Usage -------------------------------------------------------------------------------------------------------------
 
 fn entry(organization: &str, key: &str, model: &str, base: &str) -> UsageEntry {
-    UsageEntry { organization: organization.into(), key: key.into(), model: model.into(), base: base.into() }
+    UsageEntry {
+        organization: organization.into(),
+        key: key.into(),
+        model: model.into(),
+        base: base.into(),
+        batch: false,
+    }
 }
 
 const COUNTS: Counts = Counts { requests: 1, prompt_tokens: 1000, cached_tokens: 400, completion_tokens: 50 };
@@ -298,7 +304,14 @@ async fn cached_tokens_have_a_price_of_their_own_and_a_sum_without_all_prices_ha
     let store = &database.store;
     add(store, &[("2026-05-01", entry("acme", "k", "ft:a", "demo")), ("2026-05-01", entry("acme", "k", "b", "other"))])
         .await;
-    let demo = BasePrice { base: "demo".into(), prompt: 2.0, cached_prompt: 0.5, completion: 10.0, training: 100.0 };
+    let demo = BasePrice {
+        base: "demo".into(),
+        prompt: 2.0,
+        cached_prompt: 0.5,
+        completion: 10.0,
+        training: 100.0,
+        batch: 0.5,
+    };
     let by_model = UsageQuery { by_model: true, prices: vec![demo.clone()], ..query(Some("acme")) };
     let (rows, _) = store.usage(&by_model).await.unwrap();
     assert_eq!((rows[0].model.as_deref(), rows[0].cost), (Some("b"), None));
@@ -306,6 +319,28 @@ async fn cached_tokens_have_a_price_of_their_own_and_a_sum_without_all_prices_ha
     assert!((cost - (600.0 * 2.0 + 400.0 * 0.5 + 50.0 * 10.0) / 1e6).abs() < 1e-12, "{cost}");
     let all = UsageQuery { prices: vec![demo], ..query(Some("acme")) };
     assert_eq!(store.usage(&all).await.unwrap().0[0].cost, None, "a part would look like the whole");
+}
+
+#[tokio::test]
+async fn what_lines_of_batches_used_is_a_part_of_the_sums_and_has_its_own_price() {
+    let database = TestDatabase::new().await;
+    let store = &database.store;
+    let alone = entry("acme", "k", "m", "demo");
+    let of_batch = UsageEntry { batch: true, ..alone.clone() };
+    for _ in 0..2 {
+        add(store, &[("2026-05-01", alone.clone()), ("2026-05-01", of_batch.clone())]).await;
+    }
+    let demo =
+        BasePrice { base: "demo".into(), prompt: 2.0, cached_prompt: 0.5, completion: 10.0, training: 1.0, batch: 0.5 };
+    let all = UsageQuery { prices: vec![demo], ..query(Some("acme")) };
+    let row = store.usage(&all).await.unwrap().0.remove(0);
+    assert_eq!((row.requests, row.batch_requests), (4 * COUNTS.requests, 2 * COUNTS.requests));
+    assert_eq!((row.prompt_tokens, row.batch_prompt_tokens), (4 * COUNTS.prompt_tokens, 2 * COUNTS.prompt_tokens));
+    assert_eq!(row.batch_cached_tokens, 2 * COUNTS.cached_tokens);
+    assert_eq!(row.batch_completion_tokens, 2 * COUNTS.completion_tokens);
+    let one = (600.0 * 2.0 + 400.0 * 0.5 + 50.0 * 10.0) / 1e6;
+    let cost = row.cost.unwrap();
+    assert!((cost - (2.0 * one + 2.0 * one * 0.5)).abs() < 1e-12, "{cost}");
 }
 
 #[tokio::test]

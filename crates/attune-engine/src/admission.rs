@@ -29,6 +29,8 @@ pub(crate) struct Admission {
     cache_tokens: usize,
     max_waiting: usize,
     waiting: Arc<Mutex<Waiting>>,
+    /// Places of requests in the background, which take none of the others.
+    background: Arc<Mutex<Waiting>>,
 }
 
 /// Places that are taken.
@@ -92,7 +94,19 @@ impl Admission {
     /// Creates the admission of a model with `context` positions, a cache of `blocks` blocks and a queue of
     /// `max_waiting` sequences.
     pub(crate) fn new(context: usize, blocks: usize, max_waiting: usize) -> Self {
-        Self { context, cache_tokens: blocks * BLOCK_TOKENS, max_waiting, waiting: Arc::default() }
+        Self {
+            context,
+            cache_tokens: blocks * BLOCK_TOKENS,
+            max_waiting,
+            waiting: Arc::default(),
+            background: Arc::default(),
+        }
+    }
+
+    /// Returns the same with the places of requests in the background, if it is such a one.
+    pub(crate) fn of(&self, background: bool) -> Self {
+        let waiting = if background { &self.background } else { &self.waiting };
+        Self { waiting: waiting.clone(), ..self.clone() }
     }
 
     /// Returns how many new tokens an answer may have. Refuses more than the context holds; if the cache is smaller

@@ -72,7 +72,7 @@ impl EncoderEngine {
             check_tokens(&input.tokens, self.model.config.vocab_size)?;
         }
         // One place for the whole request: the number of its inputs has a limit of its own.
-        let ticket = self.admission.enter(&request.organization)?;
+        let ticket = self.admission.of(request.background).enter(&request.organization)?;
         let submitted = Instant::now();
         let mut replies = Vec::with_capacity(request.inputs.len());
         let texts = request.inputs.into_iter().map(|input| {
@@ -88,7 +88,11 @@ impl EncoderEngine {
             }
         });
         let texts: Vec<_> = texts.collect();
-        if self.queue.put(&request.organization, texts) { Ok(replies) } else { Err(Error::stopped()) }
+        if self.queue.put(&request.organization, texts, request.background) {
+            Ok(replies)
+        } else {
+            Err(Error::stopped())
+        }
     }
 }
 

@@ -93,6 +93,8 @@ pub struct GenerateRequest {
     /// The grammar that the answer must follow; the answer ends with [`FinishReason::Stop`] once the grammar is
     /// complete.
     pub grammar: Option<Grammar>,
+    /// Nobody waits for the answer: other requests go first, and what it holds is theirs when they need it.
+    pub background: bool,
 }
 
 /// How the next token is drawn from the logits.
@@ -190,13 +192,15 @@ pub struct EmbedRequest {
     pub adapter: Option<AdapterLease>,
     /// What is made of each input.
     pub output: EmbedOutput,
+    /// Nobody waits for the result: other requests go first.
+    pub background: bool,
 }
 
 impl EmbedRequest {
     /// Makes a request for the vectors of texts, given as token ids.
     pub fn of_texts(organization: Arc<str>, texts: Vec<Vec<u32>>, adapter: Option<AdapterLease>) -> Self {
         let inputs = texts.into_iter().map(EmbedInput::from).collect();
-        Self { organization, inputs, adapter, output: EmbedOutput::Vector }
+        Self { organization, inputs, adapter, output: EmbedOutput::Vector, background: false }
     }
 }
 

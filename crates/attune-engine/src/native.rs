@@ -82,7 +82,7 @@ impl NativeEngine {
             check_tokens(&input.tokens, self.vocabulary_size)?;
         }
         // One place for the whole request: the number of its inputs has a limit of its own.
-        let ticket = self.admission.enter(&request.organization)?;
+        let ticket = self.admission.of(request.background).enter(&request.organization)?;
         let submitted = Instant::now();
         let mut arrivals = Vec::with_capacity(request.inputs.len());
         let mut replies = Vec::with_capacity(request.inputs.len());
@@ -97,6 +97,7 @@ impl NativeEngine {
                 rope,
                 submitted,
                 ticket: ticket.clone(),
+                background: request.background,
                 owner: Asked::Vector { prompt: input.unpooled, output: request.output, reply },
             });
             replies.push(vector);
@@ -120,10 +121,11 @@ impl Backend for NativeEngine {
             admitted.push(request);
         }
         // All belong to one client.
-        let Some(organization) = admitted.first().map(|request| request.organization.clone()) else {
+        let Some(first) = admitted.first() else {
             return Ok(receivers);
         };
-        let (tickets, submitted) = (self.admission.enter_many(&organization, admitted.len())?, Instant::now());
+        let admission = self.admission.of(first.background);
+        let (tickets, submitted) = (admission.enter_many(&first.organization, admitted.len())?, Instant::now());
         let arrivals = admitted.into_iter().zip(tickets).map(|(mut request, ticket)| {
             let (events, receiver) = unbounded_channel();
             receivers.push(receiver);
@@ -135,6 +137,7 @@ impl Backend for NativeEngine {
                 rope: self.rope_table(request.prompt.len(), request.max_tokens),
                 submitted,
                 ticket,
+                background: request.background,
                 owner: Asked::Answer { request: Box::new(request), events },
             }
         });

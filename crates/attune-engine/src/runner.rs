@@ -78,6 +78,7 @@ impl<M: StepModel> Runner<M> {
 
     fn serve(&mut self, inbox: &Inbox, priority: &Priority) {
         let mut busy = None;
+        let mut last_step = Duration::ZERO;
         while !self.lost {
             let idle = self.scheduler.is_idle() && self.arrived.is_empty();
             if idle {
@@ -88,14 +89,20 @@ impl<M: StepModel> Runner<M> {
             while let Some(arrival) = self.arrived.pop_front() {
                 self.accept(arrival);
             }
-            if busy.is_none() {
+            if self.scheduler.is_background_only() {
+                // Other engines' requests go first, for no longer than a step takes.
+                busy = None;
+                priority.yield_to_requests(last_step);
+            } else if busy.is_none() {
                 busy = Some(priority.busy());
             }
+            let began = Instant::now();
             if self.model.uses_pool() {
                 pool::compute(|| self.step());
             } else {
                 self.step();
             }
+            last_step = began.elapsed();
         }
     }
 

@@ -17,6 +17,8 @@
 //! - Beside answers, the prompts of an organisation bring a few new adapters into a step: requests that waited for their
 //!   adapters together do not make one step long for all.
 //! - If two prompts begin alike, the younger waits for the older one's blocks instead of computing the same.
+//! - Background sequences, which nobody waits for, have a queue of their own. They are admitted when nothing else waits,
+//!   give up places and blocks before all others, and have few rows beside others (`scheduler/shares.rs`).
 //! - Rows of one adapter generation stand next to each other, the base first.
 //! - A sequence whose client has gone is removed with its blocks at the next sweep, waiting or running.
 
@@ -28,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use super::kv::BlockAllocator;
 use super::queue::{DRAWN_TOKEN, FairQueue};
-pub(crate) use super::sequence::{Lane, NewSequence, Owner, Sequence};
+pub(crate) use super::sequence::{BACKGROUND, Lane, NewSequence, Owner, QUEUES, Sequence};
 use crate::limits::EngineLimits;
 use attune_model::decoder::SequenceRows;
 
@@ -83,10 +85,13 @@ pub(crate) struct Happenings {
 pub(crate) struct Scheduler<T> {
     limits: EngineLimits,
     allocator: BlockAllocator,
-    /// Waiting sequences, indexed by [`Lane`].
-    waiting: [FairQueue<Sequence<T>>; 2],
+    /// Waiting sequences, indexed by [`Sequence::queue`].
+    waiting: [FairQueue<Sequence<T>>; QUEUES],
     /// Lane whose turn it is.
     turn: usize,
+    /// When a sequence that somebody waits for was last seen, and the number of steps with such sequences.
+    last_awaited: Option<Instant>,
+    awaited_steps: u64,
     /// Running sequences in the order of their first admission.
     running: Vec<Sequence<T>>,
     /// Sequences that gave up their blocks, in the same order.
@@ -120,8 +125,10 @@ impl<T: Owner> Scheduler<T> {
         Self {
             limits: limits.clone(),
             allocator,
-            waiting: [FairQueue::default(), FairQueue::default()],
+            waiting: std::array::from_fn(|_| FairQueue::default()),
             turn: 0,
+            last_awaited: None,
+            awaited_steps: 0,
             running: Vec::new(),
             preempted: Vec::new(),
             arrivals: 0,
@@ -135,7 +142,7 @@ impl<T: Owner> Scheduler<T> {
     pub(crate) fn submit(&mut self, new: NewSequence<T>) {
         let sequence = Sequence::new(new, &self.allocator, self.limits.prefix_cache);
         self.arrivals += 1;
-        self.waiting[sequence.owner.lane() as usize].push(&sequence.place.clone(), self.arrivals, sequence);
+        self.waiting[sequence.queue()].push(&sequence.place.clone(), self.arrivals, sequence);
     }
 
     /// Removes sequences whose client has gone or whose time is over; returns the owners of the latter.
@@ -143,6 +150,9 @@ impl<T: Owner> Scheduler<T> {
         let max_wait = Duration::from_secs(self.limits.max_queue_seconds);
         let max_time = Duration::from_secs(self.limits.max_request_seconds);
         let overdue = |sequence: &Sequence<T>| {
+            if sequence.background {
+                return None;
+            }
             let age = now.saturating_duration_since(sequence.submitted);
             // A request with many sequences has begun when the first one runs: the others may wait longer.
             let has_begun = sequence.ticket.as_ref().is_none_or(|ticket| ticket.has_begun());
@@ -153,7 +163,7 @@ impl<T: Owner> Scheduler<T> {
         let mut taken: Vec<Sequence<T>> = self.running.extract_if(.., |sequence| !stays(sequence)).collect();
         taken.extend(self.preempted.extract_if(.., |sequence| !stays(sequence)));
         for sequence in &taken {
-            self.waiting[sequence.owner.lane() as usize].leave(&sequence.place);
+            self.waiting[sequence.queue()].leave(&sequence.place);
         }
         self.sweeps += 1;
         if self.waiting_count() <= LONG_QUEUE || self.sweeps.is_multiple_of(LAZY_SWEEP) {
@@ -168,7 +178,7 @@ impl<T: Owner> Scheduler<T> {
     pub(crate) fn compose(&mut self, now: Instant) -> Step {
         self.grow();
         self.admit(now);
-        let mut shares = self.shares();
+        let mut shares = self.shares(now);
         // `None` (the base) is less than every adapter; the sort is stable, so each group stays in the order of
         // admission.
         let adapter = |index: usize| self.running[index].adapter.as_ref().map(|adapter| &adapter.id);
@@ -223,9 +233,8 @@ impl<T: Owner> Scheduler<T> {
         for part in &step.parts {
             let sequence = &mut self.running[part.sequence];
             sequence.advance(part.rows.len());
-            let lane = sequence.owner.lane();
-            if part.complete && lane == Lane::Answer {
-                self.waiting[lane as usize].charge(&sequence.place, DRAWN_TOKEN);
+            if part.complete && sequence.owner.lane() == Lane::Answer {
+                self.waiting[sequence.queue()].charge(&sequence.place, DRAWN_TOKEN);
             }
         }
     }
@@ -242,7 +251,7 @@ impl<T: Owner> Scheduler<T> {
         indices.dedup();
         let removed: Vec<_> = indices.into_iter().rev().map(|index| self.running.remove(index)).collect();
         for sequence in &removed {
-            self.waiting[sequence.owner.lane() as usize].leave(&sequence.place);
+            self.waiting[sequence.queue()].leave(&sequence.place);
         }
         removed
     }
@@ -282,6 +291,12 @@ impl<T: Owner> Scheduler<T> {
     /// Returns `true` if there is nothing to do.
     pub(crate) fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting_count() == 0
+    }
+
+    /// Returns `true` if nobody waits for any of the sequences.
+    pub(crate) fn is_background_only(&self) -> bool {
+        self.waiting[..BACKGROUND].iter().all(|queue| queue.len() == 0)
+            && self.running.iter().chain(&self.preempted).all(|sequence| sequence.background)
     }
 
     /// Returns how many sequences wait for admission, for the first time or again.

@@ -12,6 +12,8 @@ use attune_model::kv_cache::BLOCK_TOKENS;
 use attune_model::lora::Adapter;
 use attune_model::rope::RopeTable;
 
+#[path = "scheduler_background_tests.rs"]
+mod background;
 #[path = "scheduler_fairness_tests.rs"]
 mod fairness;
 #[path = "scheduler_load_tests.rs"]
@@ -78,6 +80,7 @@ fn request(
         rope: RopeTable::Short,
         submitted: Instant::now(),
         ticket: ticket(),
+        background: false,
         owner: Client { lane, ..client.clone() },
     }
 }

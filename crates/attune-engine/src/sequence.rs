@@ -18,6 +18,10 @@ use attune_model::rope::RopeTable;
 const SLICE: usize = 64;
 const SLICE_PART: usize = 8;
 
+/// Queues of sequences that wait: one for each [`Lane`], and [`BACKGROUND`] for those that nobody waits for.
+pub(crate) const QUEUES: usize = 3;
+pub(crate) const BACKGROUND: usize = 2;
+
 /// Owner of a sequence: the engine's reply channel and sampling state, opaque to the scheduler.
 pub(crate) trait Owner {
     /// Returns the lane: the queue to wait in and the kind of result.
@@ -62,6 +66,8 @@ pub(crate) struct NewSequence<T> {
     pub(crate) submitted: Instant,
     /// Place in the queue, given back at admission; the inputs of one request share one.
     pub(crate) ticket: Arc<Ticket>,
+    /// Whether nobody waits for the result: all others go first.
+    pub(crate) background: bool,
     /// Receiver of the result.
     pub(crate) owner: T,
 }
@@ -69,9 +75,9 @@ pub(crate) struct NewSequence<T> {
 impl<T> NewSequence<T> {
     /// Replaces the owner by the result of `change`; `None` if that is `None`.
     pub(crate) fn with_owner<U>(self, change: impl FnOnce(T) -> Option<U>) -> Option<NewSequence<U>> {
-        let Self { organization, prompt, max_tokens, adapter, rope, submitted, ticket, owner } = self;
+        let Self { organization, prompt, max_tokens, adapter, rope, submitted, ticket, background, owner } = self;
         let owner = change(owner)?;
-        Some(NewSequence { organization, prompt, max_tokens, adapter, rope, submitted, ticket, owner })
+        Some(NewSequence { organization, prompt, max_tokens, adapter, rope, submitted, ticket, background, owner })
     }
 }
 
@@ -96,6 +102,8 @@ pub(crate) struct Sequence<T> {
     pub(crate) submitted: Instant,
     /// Place in the queue; `None` once the sequence has run.
     pub(crate) ticket: Option<Arc<Ticket>>,
+    /// Whether nobody waits for the result: all others go first.
+    pub(crate) background: bool,
     /// Names of the blocks; `None` if the sequence takes no part in the prefix cache.
     chain: Option<PrefixChain>,
     /// Number of leading blocks whose content others can find.
@@ -131,6 +139,7 @@ impl<T: Owner> Sequence<T> {
             rope: new.rope,
             submitted: new.submitted,
             ticket: Some(new.ticket),
+            background: new.background,
             chain,
             published: 0,
             restarted: false,
@@ -138,6 +147,11 @@ impl<T: Owner> Sequence<T> {
             admission: 0,
             slice_from: 0,
         }
+    }
+
+    /// Returns the number of the queue that it waits in.
+    pub(crate) fn queue(&self) -> usize {
+        if self.background { BACKGROUND } else { self.owner.lane() as usize }
     }
 
     /// Appends a drawn token; the next step computes its row.

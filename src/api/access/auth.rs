@@ -37,6 +37,8 @@ pub(crate) struct Caller {
     pub admin: bool,
     /// The key's limits and what it has used of them.
     pub limiter: Arc<Limiter>,
+    /// True if nobody waits for the answer: the request is a line of a batch.
+    pub background: bool,
 }
 
 /// A key that counts, by the hash of its text.
@@ -190,7 +192,7 @@ impl Gate {
     /// Returns the caller who runs the server: an admin with the configured limits.
     fn operator(&self, key: Arc<str>) -> Caller {
         let limiter = self.limiters.of(&key, self.allowance);
-        Caller { organization: Arc::clone(&self.organization), key, admin: true, limiter }
+        Caller { organization: Arc::clone(&self.organization), key, admin: true, limiter, background: false }
     }
 
     /// Returns the caller who holds `key`, with the limits of the key or else the configured ones.
@@ -204,7 +206,8 @@ impl Gate {
         let id: Arc<str> = key.id.as_str().into();
         self.usage.touch(&id);
         let limiter = self.limiters.of(&id, allowance);
-        Caller { organization: key.organization.as_str().into(), key: id, admin: key.admin, limiter }
+        let organization = key.organization.as_str().into();
+        Caller { organization, key: id, admin: key.admin, limiter, background: false }
     }
 }
 

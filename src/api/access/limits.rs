@@ -68,6 +68,11 @@ impl Limiter {
         Self { allowance, buckets: Mutex::new(Buckets { requests, tokens }), running: AtomicUsize::new(0) }
     }
 
+    /// Returns the limits.
+    pub(crate) fn allowance(&self) -> Allowance {
+        self.allowance
+    }
+
     /// Admits a request, or refuses it with 429. A refused request costs nothing.
     pub(crate) fn admit(self: &Arc<Self>, organization: &str, now: Instant) -> Result<Permit> {
         let limit = self.allowance.concurrent_requests;

@@ -27,6 +27,7 @@ impl Account {
             key: Arc::clone(&caller.key),
             model: model.into(),
             base: base.into(),
+            batch: caller.background,
         };
         Self { limiter: Arc::clone(&caller.limiter), usage: state.usage.clone(), entry }
     }
@@ -34,6 +35,11 @@ impl Account {
     /// Returns the organisation that pays.
     pub(crate) fn organization(&self) -> &Arc<str> {
         &self.entry.organization
+    }
+
+    /// Returns true if nobody waits for the answer.
+    pub(crate) fn is_background(&self) -> bool {
+        self.entry.batch
     }
 
     /// Takes the tokens of the prompts, or refuses the request with 429.

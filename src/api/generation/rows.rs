@@ -28,7 +28,8 @@ pub(crate) async fn compute(
     let mut charge = target.account.charge(tokens)?;
     charge.owe();
     let organization = target.account.organization().clone();
-    let request = EmbedRequest { organization, inputs, adapter: target.adapter.clone(), output };
+    let background = target.account.is_background();
+    let request = EmbedRequest { organization, inputs, adapter: target.adapter.clone(), output, background };
     // A client that leaves drops this future, and with it what has not been computed yet.
     let rows = match target.base.backend.embed(request).await {
         Ok(rows) => rows,

@@ -73,6 +73,7 @@ impl Target {
             logprobs: None,
             prompt_logprobs: None,
             grammar: None,
+            background: self.account.is_background(),
         }
     }
 

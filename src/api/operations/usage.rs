@@ -84,6 +84,14 @@ pub(crate) struct UsageSums {
     pub completion_tokens: i64,
     /// Tokens that fine-tune jobs were trained on.
     pub trained_tokens: i64,
+    /// Of the requests those that were lines of batches.
+    pub batch_requests: i64,
+    /// Their tokens of prompts.
+    pub batch_prompt_tokens: i64,
+    /// Those of them that need not be computed.
+    pub batch_cached_tokens: i64,
+    /// Their tokens drawn.
+    pub batch_completion_tokens: i64,
     /// Money; null where the base model of any token in the sum has no price.
     pub cost: Option<f64>,
 }
@@ -196,6 +204,7 @@ fn prices(config: &Config) -> Vec<BasePrice> {
         cached_prompt: price.cached_prompt.unwrap_or(price.prompt),
         completion: price.completion,
         training: price.training,
+        batch: price.batch.unwrap_or(1.0),
     };
     config.prices.iter().map(price).collect()
 }
@@ -213,6 +222,10 @@ impl UsageSums {
             cached_tokens: row.cached_tokens,
             completion_tokens: row.completion_tokens,
             trained_tokens: row.trained_tokens,
+            batch_requests: row.batch_requests,
+            batch_prompt_tokens: row.batch_prompt_tokens,
+            batch_cached_tokens: row.batch_cached_tokens,
+            batch_completion_tokens: row.batch_completion_tokens,
             cost: row.cost,
         }
     }

@@ -117,6 +117,7 @@ async fn answer(
         logprobs: None,
         prompt_logprobs: None,
         grammar: None,
+        background: false,
     })?;
     let mut answer = String::new();
     while let Some(event) = events.recv().await {

@@ -268,6 +268,7 @@ pub(super) fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
         logprobs: None,
         prompt_logprobs: None,
         grammar: None,
+        background: false,
     }
 }
 

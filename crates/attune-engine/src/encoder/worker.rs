@@ -62,7 +62,7 @@ impl Worker {
             while let Some(texts) = pieces.pop() {
                 pieces.extend(self.answer(texts, batch.is_alone));
             }
-            self.queue.done();
+            self.queue.done(batch.in_background);
         }
     }
 

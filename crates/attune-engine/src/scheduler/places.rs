@@ -6,6 +6,9 @@
 //! So the places of organisations that wait differ by one at the most, whoever came first; nothing goes back and forth,
 //! since whoever gives one up has still as many as who gets it; and the oldest sequence of each always goes on.
 //!
+//! Background sequences come last: they are admitted when nothing else waits, take nothing from anybody, and are the
+//! first to give up their places and blocks.
+//!
 //! If others run one sequence each and no more can run, one that has drawn its slice of tokens gives its place to an
 //! organisation that runs nothing.
 
@@ -13,11 +16,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Owner, Scheduler, Sequence};
+use super::{BACKGROUND, Owner, Scheduler, Sequence};
 
 /// Numbers of running sequences.
 struct Running {
     by_organization: HashMap<Arc<str>, usize>,
+    /// The same of background sequences, which the others do not count.
+    background: HashMap<Arc<str>, usize>,
     /// Number of those that may grow: each of them keeps a block to spare. Otherwise a new sequence would have to give
     /// up its blocks at the next step.
     growing: usize,
@@ -31,7 +36,7 @@ struct Turn {
 
 impl Running {
     fn count<T: Owner>(running: &[Sequence<T>]) -> Self {
-        let mut counts = Self { by_organization: HashMap::new(), growing: 0 };
+        let mut counts = Self { by_organization: HashMap::new(), background: HashMap::new(), growing: 0 };
         for sequence in running {
             counts.add(sequence);
         }
@@ -40,14 +45,21 @@ impl Running {
 
     fn add<T: Owner>(&mut self, sequence: &Sequence<T>) {
         self.growing += usize::from(sequence.may_grow());
-        match self.by_organization.get_mut(&sequence.place.organization) {
+        let counts = if sequence.background { &mut self.background } else { &mut self.by_organization };
+        match counts.get_mut(&sequence.place.organization) {
             Some(count) => *count += 1,
-            None => drop(self.by_organization.insert(sequence.place.organization.clone(), 1)),
+            None => drop(counts.insert(sequence.place.organization.clone(), 1)),
         }
     }
 
+    /// Returns how many sequences `organization` runs that somebody waits for.
     fn of(&self, organization: &str) -> usize {
         self.by_organization.get(organization).copied().unwrap_or(0)
+    }
+
+    /// Returns how many sequences `organization` runs of those that wait in the queue `lane`.
+    fn of_lane(&self, organization: &str, lane: usize) -> usize {
+        if lane == BACKGROUND { self.background.get(organization).copied().unwrap_or(0) } else { self.of(organization) }
     }
 }
 
@@ -70,7 +82,9 @@ impl<T: Owner> Scheduler<T> {
     fn is_full_of_one_organization(&self) -> bool {
         let Some(first) = self.running.first() else { return false };
         let organization = &first.place.organization;
-        self.running.len() >= self.places() && self.waiting.iter().all(|lane| lane.has_only(organization))
+        self.running.len() >= self.places()
+            && self.waiting.iter().all(|lane| lane.has_only(organization))
+            && !self.running.iter().any(|sequence| sequence.background)
     }
 
     /// Returns whose turn it is; `None` if nobody waits.
@@ -78,11 +92,12 @@ impl<T: Owner> Scheduler<T> {
         let waiting = self.waiting.iter().enumerate();
         let waiting = waiting.flat_map(|(lane, queue)| queue.heads().map(move |(name, order)| (name, lane, order)));
         let given_up = self.preempted.iter().map(|sequence| {
-            let (name, lane) = (&sequence.place.organization, sequence.owner.lane() as usize);
+            let (name, lane) = (&sequence.place.organization, sequence.queue());
             (name, lane, self.waiting[lane].order(name))
         });
-        let next =
-            waiting.chain(given_up).min_by_key(|(name, lane, order)| (running.of(name), *lane != self.turn, *order));
+        let next = waiting.chain(given_up).min_by_key(|(name, lane, order)| {
+            (*lane == BACKGROUND, running.of_lane(name, *lane), *lane != self.turn, *order)
+        });
         next.map(|(name, lane, _)| Turn { organization: name.clone(), lane })
     }
 
@@ -95,6 +110,15 @@ impl<T: Owner> Scheduler<T> {
                 && let Some(sequence) = self.take_if_there_are_blocks(turn, running.growing, now)
             {
                 return Some(sequence);
+            }
+            if turn.lane == BACKGROUND {
+                return None;
+            }
+            if let Some(index) = self.running.iter().rposition(|sequence| sequence.background) {
+                self.preempt(index);
+                self.happenings.yields += 1;
+                *running = Running::count(&self.running);
+                continue;
             }
             // Nobody gives anything up in vain.
             if !others_looked_at && !self.others_have_enough(turn, running) {
@@ -114,7 +138,7 @@ impl<T: Owner> Scheduler<T> {
     }
 
     fn take_if_there_are_blocks(&mut self, turn: &Turn, spare: usize, now: Instant) -> Option<Sequence<T>> {
-        if let Some(index) = self.first_preempted(&turn.organization) {
+        if let Some(index) = self.first_preempted(turn) {
             self.preempted[index].reserve(&self.allocator, spare)?;
             return Some(self.preempted.remove(index));
         }
@@ -123,7 +147,9 @@ impl<T: Owner> Scheduler<T> {
         self.happenings.reused_tokens += lane.front(&place)?.reserve(&self.allocator, spare)?;
         let mut sequence = lane.pop(&place)?;
         lane.charge(&place, (sequence.prompt_tokens - sequence.cached) as u64);
-        self.turn = 1 - turn.lane;
+        if turn.lane != BACKGROUND {
+            self.turn = 1 - turn.lane;
+        }
         self.admissions += 1;
         sequence.admission = self.admissions;
         if let Some(ticket) = sequence.ticket.take() {
@@ -133,10 +159,12 @@ impl<T: Owner> Scheduler<T> {
         Some(sequence)
     }
 
-    /// Returns the index of the oldest sequence of `organization` that gave up its place; it comes before all that have
-    /// not run.
-    fn first_preempted(&self, organization: &str) -> Option<usize> {
-        self.preempted.iter().position(|sequence| *sequence.place.organization == *organization)
+    /// Returns the index of the oldest sequence of the organisation that gave up its place; it comes before all that
+    /// have not run.
+    fn first_preempted(&self, turn: &Turn) -> Option<usize> {
+        self.preempted.iter().position(|sequence| {
+            *sequence.place.organization == *turn.organization && sequence.background == (turn.lane == BACKGROUND)
+        })
     }
 
     /// Returns `true` if the next sequence of `turn` could run once all that [`Self::who_gives_up`] would name one
@@ -166,7 +194,7 @@ impl<T: Owner> Scheduler<T> {
     }
 
     fn next_sequence(&mut self, turn: &Turn) -> Option<&mut Sequence<T>> {
-        if let Some(index) = self.first_preempted(&turn.organization) {
+        if let Some(index) = self.first_preempted(turn) {
             return Some(&mut self.preempted[index]);
         }
         let lane = &mut self.waiting[turn.lane];
@@ -187,12 +215,15 @@ impl<T: Owner> Scheduler<T> {
         others.filter(|(_, other)| own == 0 && other.has_used_slice()).map(|(index, _)| index).next_back()
     }
 
-    /// Returns the index of the sequence that gives up its blocks if none is left for those that run: the youngest of
-    /// the organisation that runs most. It is never the oldest of several, so the oldest of all always goes on.
+    /// Returns the index of the sequence that gives up its blocks if none is left for those that run: the youngest in
+    /// the background, or else of the organisation that runs most. It is never the oldest of several, so the oldest of all always goes on.
     pub(super) fn who_gives_up_blocks(&self) -> Option<usize> {
         let running = Running::count(&self.running);
-        let counts = self.running.iter().enumerate();
-        counts.map(|(index, sequence)| (running.of(&sequence.place.organization), index)).max().map(|(_, index)| index)
+        let counts = self.running.iter().enumerate().map(|(index, sequence)| {
+            let count = if sequence.background { 0 } else { running.of(&sequence.place.organization) };
+            (sequence.background, count, index)
+        });
+        counts.max().map(|(.., index)| index)
     }
 
     /// Stops the running sequence at `index`: it gives its blocks back, and is computed again when it is admitted.

@@ -1,8 +1,14 @@
 //! Shares the rows of a step out: a row for each answer, the rest for prompts. Called by the scheduler for each step.
+//!
+//! Rows of the background make a step longer for everybody in it, and for whoever arrives while it is computed. So they
+//! are few beside others, and in some steps only; they are few as long as others come; and with nobody there they fill
+//! half a step.
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use super::{Owner, Scheduler};
+use crate::prefix_cache::PrefixKey;
 
 /// Divisor of an organisation's rows for the part of its oldest prompt.
 const OLDEST_PROMPT: usize = 4;
@@ -12,18 +18,32 @@ const OLDEST_PROMPT: usize = 4;
 const ANSWERS_PER_NEW_ADAPTER: usize = 8;
 const NEW_ADAPTERS: usize = 2;
 
+/// Of so many steps with others in it, one has rows of the background.
+const BESIDE_OTHERS: u64 = 8;
+/// Divisors of a step's rows for those of the background: beside others, after others were there, and else.
+const PART_BESIDE: usize = 64;
+const PART_AFTER: usize = 32;
+const PART_ALONE: usize = 2;
+/// Time for which others that were there may be expected to come again.
+const EXPECTED: Duration = Duration::from_secs(5);
+
 impl<T: Owner> Scheduler<T> {
     /// Returns the indices of running sequences with their number of rows in the next step, in the order of admission.
-    pub(super) fn shares(&mut self) -> Vec<(usize, usize)> {
+    pub(super) fn shares(&mut self, now: Instant) -> Vec<(usize, usize)> {
+        let of_background = self.background_rows(now);
         let mut budget = self.limits.step_tokens();
         if let Some(index) = self.running.iter().position(|sequence| sequence.suspect_until.is_some()) {
             return vec![(index, self.running[index].pending().min(budget))];
         }
         let mut shares = vec![0; self.running.len()];
-        let mut prompts = Vec::new();
+        let (mut prompts, mut background) = (Vec::new(), Vec::new());
         // Blocks that a prompt is about to compute.
         let mut begun = HashSet::new();
         for (index, sequence) in self.running.iter_mut().enumerate() {
+            if sequence.background {
+                background.push(index);
+                continue;
+            }
             if sequence.is_answering() {
                 shares[index] = budget.min(1);
                 budget -= shares[index];
@@ -48,7 +68,48 @@ impl<T: Owner> Scheduler<T> {
             budget -= rows;
             self.share_among(prompts, rows, &mut shares);
         }
+        self.share_in_background(&background, of_background.min(budget), &mut begun, &mut shares);
         shares.into_iter().enumerate().filter(|(_, rows)| *rows > 0).collect()
+    }
+
+    /// Returns how many rows of the next step sequences of the background may have.
+    fn background_rows(&mut self, now: Instant) -> usize {
+        let rows = self.limits.step_tokens();
+        if self.running.iter().any(|sequence| !sequence.background) {
+            self.last_awaited = Some(now);
+            self.awaited_steps += 1;
+            let has_turn = self.awaited_steps.is_multiple_of(BESIDE_OTHERS);
+            return if has_turn { rows.div_ceil(PART_BESIDE) } else { 0 };
+        }
+        let expected = self.last_awaited.is_some_and(|last| now.saturating_duration_since(last) < EXPECTED);
+        rows.div_ceil(if expected { PART_AFTER } else { PART_ALONE })
+    }
+
+    /// Gives `rows` to the sequences `background`, the oldest first: one to each that is answering, then the remainder
+    /// to prompts.
+    fn share_in_background(
+        &mut self,
+        background: &[usize],
+        mut rows: usize,
+        begun: &mut HashSet<PrefixKey>,
+        shares: &mut [usize],
+    ) {
+        for answering in [true, false] {
+            for &index in background {
+                let sequence = &mut self.running[index];
+                if rows == 0 || sequence.is_answering() != answering {
+                    continue;
+                }
+                if !answering {
+                    self.happenings.reused_tokens += sequence.catch_up();
+                    if sequence.next_block().is_some_and(|key| !begun.insert(key)) {
+                        continue;
+                    }
+                }
+                shares[index] = sequence.pending().min(rows);
+                rows -= shares[index];
+            }
+        }
     }
 
     /// Returns the prompts of each organisation.

@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn tokens_from_the_cache_have_a_price_of_their_own() {
         let usage = Usage { prompt: 1_000_000, cached: 500_000, completion: 100_000 };
-        let price = Price { prompt: 2.0, cached_prompt: Some(1.0), completion: 10.0, training: 5.0 };
+        let price = Price { prompt: 2.0, cached_prompt: Some(1.0), completion: 10.0, training: 5.0, batch: None };
         assert!((usage.cost(&price) - 2.5).abs() < 1e-9);
         assert!((usage.cost(&Price { cached_prompt: None, ..price }) - 3.0).abs() < 1e-9);
     }

@@ -331,7 +331,7 @@ mod tests {
             took: Duration::from_secs(2),
             ..Answer::default()
         };
-        let price = Price { prompt: 2.0, cached_prompt: Some(1.0), completion: 10.0, training: 0.0 };
+        let price = Price { prompt: 2.0, cached_prompt: Some(1.0), completion: 10.0, training: 0.0, batch: None };
         let request = ApiRequest::new(CHAT, "demo", &Map::new());
         let column = Column { request, price: Some(price), outcome: Some(Outcome::Answered(answer)) };
         let markup = columns(&[column], "http://box", "EUR").into_string();

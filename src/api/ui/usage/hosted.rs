@@ -63,6 +63,7 @@ impl Hosted {
             cached_prompt: None,
             completion: number(&self.completion, "answers")?,
             training: if self.training.trim().is_empty() { 0.0 } else { number(&self.training, "training")? },
+            batch: None,
         })
     }
 
