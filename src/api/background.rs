@@ -3,12 +3,14 @@
 
 use crate::api::ApiState;
 use crate::api::access::inside::Inside;
+use crate::api::generation::responses;
 use crate::api::{batches, evals, webhooks};
 
 /// Runs every part until all have ended.
 pub(super) async fn run(state: ApiState, inside: Inside) {
     tokio::join!(
         webhooks::run(state.clone()),
+        responses::background::run(state.clone(), inside.clone()),
         batches::run(state.clone(), inside.clone()),
         evals::runner::run(state, inside)
     );

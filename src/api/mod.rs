@@ -4,7 +4,8 @@
 //! - [`http`]: bodies, errors, lists, event streams, and what surrounds all routes;
 //! - [`access`]: keys, limits, and the tokens that a request is charged;
 //! - [`operations`]: health, usage, files; [`models`]: models, adapters, permissions;
-//! - [`generation`]: completions, chat, embeddings, scores, tokens; [`fine_tuning`]: jobs and their events, in both forms;
+//! - [`generation`]: completions, chat, responses, embeddings, scores, tokens; [`fine_tuning`]: jobs and their events, in
+//!   both forms;
 //! - `webhooks`: tells endpoints of what happened;
 //! - [`graders`]: scores of answers; [`evals`]: many answers at a time;
 //! - [`batches`]: files of requests for `generation`, answered in the background;
@@ -44,7 +45,7 @@ use self::access::shares::share_out;
 use self::fine_tuning::{fine_tunes, fine_tuning_jobs};
 use self::generation::ranking::{classify, rerank, score};
 use self::generation::stored_completions::{self, training_file};
-use self::generation::{chat, completions, embeddings, engines, tokenize};
+use self::generation::{chat, completions, embeddings, engines, responses, tokenize};
 use self::http::{docs, transport, unread};
 use self::models::{adapter_download, checkpoint_permissions, lora_adapters, model_list, model_resource};
 use self::operations::{files, health, uploads, usage};
@@ -77,6 +78,12 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(chat::create, stored_completions::list))
         .routes(routes!(stored_completions::retrieve, stored_completions::update, stored_completions::delete))
         .routes(routes!(stored_completions::messages))
+        // Responses.
+        .routes(routes!(responses::create))
+        .routes(routes!(responses::count_tokens))
+        .routes(routes!(responses::stored::retrieve, responses::stored::delete))
+        .routes(routes!(responses::stored::cancel))
+        .routes(routes!(responses::stored::input_items))
         .routes(routes!(embeddings::create))
         // Scores and labels.
         .routes(routes!(rerank::create))

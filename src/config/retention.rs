@@ -19,22 +19,36 @@ pub struct Retention {
     pub usage_days: u32,
     /// Chats that clients asked to store, counted from the answer.
     pub stored_completion_days: u32,
+    /// Responses that have ended, counted from when they were asked for.
+    pub response_days: u32,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { job_event_days: 90, ended_job_days: 365, usage_days: 1_100, stored_completion_days: 30 }
+        Self {
+            job_event_days: 90,
+            ended_job_days: 365,
+            usage_days: 1_100,
+            stored_completion_days: 30,
+            response_days: 30,
+        }
     }
 }
 
 impl Retention {
     /// Refuses times that cannot be meant.
     pub(super) fn check(&self) -> Result<()> {
-        let days = [self.job_event_days, self.ended_job_days, self.usage_days, self.stored_completion_days];
+        let days = [
+            self.job_event_days,
+            self.ended_job_days,
+            self.usage_days,
+            self.stored_completion_days,
+            self.response_days,
+        ];
         if days.iter().any(|days| *days > MAX_DAYS) {
             return Err(Error(format!(
-                "retention: job_event_days, ended_job_days, usage_days and stored_completion_days must be 0 (for ever) \
-                 to {MAX_DAYS}"
+                "retention: job_event_days, ended_job_days, usage_days, stored_completion_days and response_days must be 0 \
+                 (for ever) to {MAX_DAYS}"
             )));
         }
         Ok(())

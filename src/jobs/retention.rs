@@ -1,6 +1,6 @@
 //! Removes what has ended and is older than the configuration keeps it: events of jobs, jobs, sums of usage, stored
-//! completions, events of webhooks; and files whose own time has come. `app` runs it in every server and worker; the
-//! database lets one of them work at a time.
+//! completions, responses, events of webhooks; and files whose own time has come. `app` runs it in every server and worker;
+//! the database lets one of them work at a time.
 //!
 //! It works in small batches, each a statement of its own, so that nothing waits for it and a process that ends in the
 //! middle leaves nothing half done. Never removed are unfinished jobs, jobs of which a model is left, models, and files
@@ -23,6 +23,8 @@ const EVENTS: i64 = 5_000;
 const JOBS: i64 = 10;
 /// Sums of usage in a batch.
 const SUMS: i64 = 5_000;
+/// Responses in a batch: each may take many events with it.
+const RESPONSES: i64 = 100;
 
 /// What a look removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -41,6 +43,8 @@ pub struct Pruned {
     pub expired_files: u64,
     /// Events of webhooks.
     pub webhook_events: u64,
+    /// Responses.
+    pub responses: u64,
 }
 
 /// Looks for what is too old at the start and every hour. What fails is tried again then.
@@ -56,6 +60,7 @@ pub async fn run(store: Store, retention: Retention) {
                 completions = pruned.completions,
                 expired_files = pruned.expired_files,
                 webhook_events = pruned.webhook_events,
+                responses = pruned.responses,
                 "removed what is older than the settings of retention keep it"
             ),
             Err(error) => tracing::warn!("cannot remove what is too old: {error}"),
@@ -74,7 +79,10 @@ pub async fn prune(store: &Store, retention: Retention) -> Result<Pruned> {
         prune_jobs(store, days, &mut pruned).await?;
     }
     if let Some(days) = days(retention.usage_days) {
-        pruned.sums = prune_usage(store, days).await?;
+        pruned.sums = prune_all(store, sql::PRUNE_USAGE, days, SUMS).await?;
+    }
+    if let Some(days) = days(retention.response_days) {
+        pruned.responses = prune_all(store, sql::PRUNE_RESPONSES, days, RESPONSES).await?;
     }
     if let Some(days) = days(retention.stored_completion_days) {
         pruned.completions = until_none(|| store.prune_stored_completions(days)).await?;
@@ -131,13 +139,14 @@ async fn until_none<F: Future<Output = crate::store::Result<u64>>>(batch: impl F
     }
 }
 
-async fn prune_usage(store: &Store, days: i32) -> Result<u64> {
+/// Removes rows by `statement`, `batch` at a time, until none is left that is older than `days`.
+async fn prune_all(store: &Store, statement: &'static str, days: i32, batch: i64) -> Result<u64> {
     let mut removed = 0;
     loop {
-        let batch = sqlx::query(sql::PRUNE_USAGE).bind(days).bind(SUMS);
-        match batch.execute(&store.pool).await?.rows_affected() {
+        let pruned = sqlx::query(statement).bind(days).bind(batch);
+        match pruned.execute(&store.pool).await?.rows_affected() {
             0 => return Ok(removed),
-            sums => removed += sums,
+            rows => removed += rows,
         }
         tokio::time::sleep(PAUSE).await;
     }

@@ -42,6 +42,7 @@ pub(super) const POINTS: &str = include_str!("sql/points.sql");
 pub(super) const PROGRESS: &str = include_str!("sql/progress.sql");
 pub(super) const PRUNE_EVENTS: &str = include_str!("sql/prune_events.sql");
 pub(super) const PRUNE_JOBS: &str = include_str!("sql/prune_jobs.sql");
+pub(super) const PRUNE_RESPONSES: &str = include_str!("sql/prune_responses.sql");
 pub(super) const PRUNE_USAGE: &str = include_str!("sql/prune_usage.sql");
 pub(super) const REAP: &str = include_str!("sql/reap.sql");
 pub(super) const RECORD_PLAN: &str = include_str!("sql/record_plan.sql");

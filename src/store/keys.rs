@@ -262,6 +262,17 @@ impl Store {
         .await?)
     }
 
+    /// Finds the key with this id, unless it is revoked or has expired.
+    pub async fn live_key_named(&self, id: &str) -> Result<Option<ApiKey>> {
+        Ok(sqlx::query_as(key_query!(
+            "select",
+            "from api_keys where id = $1 and revoked_at is null and (expires_at is null or expires_at > now())"
+        ))
+        .bind(id)
+        .fetch_optional(&self.pool)
+        .await?)
+    }
+
     /// Finds those of the keys with these hashes that are neither revoked nor expired.
     pub(super) async fn live_keys(&self, hashes: &[KeyHash]) -> Result<HashMap<KeyHash, Arc<ApiKey>>> {
         let hashes: Vec<&[u8]> = hashes.iter().map(<[u8; 32]>::as_slice).collect();

@@ -1,6 +1,7 @@
 //! All SQL but the job queue's: uploaded files, also in parts, fine-tuned models, stored completions and responses, API keys, usage,
 //! evals, webhooks, sessions of the page; the private Postgres; blobs on disk. Called by `api` and `jobs`.
 
+pub mod background_responses;
 pub mod blobs;
 pub mod completion_recorder;
 mod database_url;
@@ -19,6 +20,7 @@ pub mod permissions;
 pub mod postgres;
 pub mod recent_use;
 mod removal;
+pub mod responses;
 mod schema;
 pub mod stored_completions;
 mod sweep;

@@ -14,8 +14,13 @@ use crate::add_file;
 use crate::postgres::TestDatabase;
 use crate::training::{ORG, spec};
 
-const FOR_EVER: Retention =
-    Retention { job_event_days: 0, ended_job_days: 0, usage_days: 0, stored_completion_days: 0 };
+const FOR_EVER: Retention = Retention {
+    job_event_days: 0,
+    ended_job_days: 0,
+    usage_days: 0,
+    stored_completion_days: 0,
+    response_days: 0,
+};
 
 struct Fixture {
     queue: Queue,
@@ -154,6 +159,28 @@ async fn sums_of_usage_are_removed_after_so_many_days() {
     let oldest: i32 =
         fixture.database.value("select (now() at time zone 'utc')::date - min(day) from usage_daily").await;
     assert_eq!(oldest, 40);
+}
+
+#[tokio::test]
+async fn responses_that_have_ended_are_removed_after_so_many_days() {
+    let fixture = Fixture::new().await;
+    fixture
+        .database
+        .execute(
+            "insert into responses (id, organization, key, created_at, status, background, streamed, input, output,
+                                    item_ids, response)
+             select status || ago || n, 'acme', 'k', now() - make_interval(days => ago), status, true, true, '[]', '[]',
+                    '{}', '{}'
+               from unnest('{29,31}'::int[]) ago, unnest('{completed,queued}'::text[]) status, generate_series(1, 150) n",
+        )
+        .await;
+    fixture.database.execute("insert into response_events select id, 0, 'response.created', '{}' from responses").await;
+    let pruned = fixture.prune(Retention { response_days: 30, ..FOR_EVER }).await;
+    assert_eq!(pruned, Pruned { responses: 150, ..Pruned::default() });
+    for table in ["responses", "response_events"] {
+        let left: i64 = fixture.database.value(&format!("select count(*) from {table}")).await;
+        assert_eq!(left, 450, "{table}");
+    }
 }
 
 #[tokio::test]

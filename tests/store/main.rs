@@ -1,4 +1,4 @@
-//! The store: files, models, keys and usage, against a real Postgres.
+//! The store: files, models, keys, usage and responses, against a real Postgres.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,6 +12,7 @@ mod lists;
 mod models;
 mod page_sessions;
 mod pool;
+mod responses;
 mod support;
 mod sweeps;
 mod webhooks;

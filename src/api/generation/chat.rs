@@ -3,6 +3,7 @@
 //! This file holds the handler. [`request`] is the body that it reads, with the fields of [`messages`],
 //! [`template_fields`] and [`format`]; [`tools`] checks the tools and writes their grammar. [`response`] holds the
 //! bodies of answers, with the calls that [`tool_calls`] finds, and [`recording`] keeps those that are to be stored.
+//! `responses` asks for its answers by the same body.
 
 mod format;
 mod messages;
@@ -22,15 +23,15 @@ use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use serde_json::Value;
 
-use self::format::ResponseFormat;
-pub(crate) use self::messages::ChatMessage;
+pub(crate) use self::format::ResponseFormat;
+pub(crate) use self::format::{JsonSchemaFormat, check_name};
+pub(crate) use self::messages::{ChatContent, ChatMessage, MessageFunction, MessageToolCall};
 use self::recording::{Recorded, Recording};
-use self::request::ChatRequest;
-pub(crate) use self::request::Tool;
+pub(crate) use self::request::{ChatRequest, FunctionDefinition, FunctionName, NamedTool, Tool, ToolChoice};
 pub(crate) use self::response::ChatCompletion;
 use self::response::{ChatChoice, ChatCompletionChunk, Writer};
 pub(crate) use self::template_fields::TemplateFields;
-use self::tool_calls::CallFormat;
+pub(crate) use self::tool_calls::{CallFormat, CallParser, Part, new_call_id};
 use self::tools::Tools;
 pub(crate) use self::tools::shown_tools;
 use crate::api::ApiState;
@@ -111,7 +112,7 @@ fn blame_messages(problem: Problem) -> Problem {
 impl ChatRequest {
     /// Returns the sequences to run, the format of the calls that answers may have, `None` if they may have none, and
     /// the keywords of schemas that they do not follow.
-    async fn plan(
+    pub(crate) async fn plan(
         self: &Arc<Self>,
         state: &ApiState,
         target: Target,
@@ -127,14 +128,7 @@ impl ChatRequest {
         let n = check_n(self.n, 1, state.config.limits.max_waiting)?;
         let syntax = self.template(model)?.tool_syntax();
         let tools = Tools::of(self)?;
-        let shown = tools.as_ref().map(Tools::shown).unwrap_or_default();
-        let request = Arc::clone(self);
-        let render = move |model: &BaseModel| {
-            request.template_fields().render(request.template(model)?, &request.messages, &shown)
-        };
-        let text = target.read_text(target.share.body_bytes(), render).await?;
-        // The template has written the special tokens itself.
-        let prompt = target.encode(text, false).await?;
+        let prompt = self.prompt(&target, tools.as_ref()).await?;
         let used = prompt.len();
         if used == 0 {
             return Err(Problem::invalid("messages", "'messages' render to an empty prompt: send some content."));
@@ -161,6 +155,25 @@ impl ChatRequest {
         };
         let plan = GenerationPlan { target, prompts: vec![prompt.into()], n, request };
         Ok((plan, calls, loosened))
+    }
+
+    /// Counts the tokens of the prompt: the messages as the template writes them, with the tools that the model is
+    /// shown.
+    pub(crate) async fn count_prompt(self: &Arc<Self>, target: &Target) -> Result<usize> {
+        target.check_generates()?;
+        Ok(self.prompt(target, Tools::of(self)?.as_ref()).await?.len())
+    }
+
+    /// Returns the token ids of the prompt.
+    async fn prompt(self: &Arc<Self>, target: &Target, tools: Option<&Tools>) -> Result<Vec<u32>> {
+        let shown = tools.map(Tools::shown).unwrap_or_default();
+        let request = Arc::clone(self);
+        let render = move |model: &BaseModel| {
+            request.template_fields().render(request.template(model)?, &request.messages, &shown)
+        };
+        let text = target.read_text(target.share.body_bytes(), render).await?;
+        // The template has written the special tokens itself.
+        target.encode(text, false).await
     }
 
     fn template<'a>(&self, model: &'a BaseModel) -> Result<&'a ChatTemplate> {

@@ -1,6 +1,6 @@
 //! Fields of other servers' and of OpenAI's APIs that would change an answer and that this server does not have: a
 //! request with one of them is refused by its name, unless the value is the one that changes nothing. Bodies of
-//! completions, chat, tokenize, embeddings and ranking are read through [`KnownBody`].
+//! completions, chat, responses, tokenize, embeddings and ranking are read through [`KnownBody`].
 
 use std::borrow::Cow;
 use std::fmt;
@@ -30,6 +30,8 @@ pub(crate) trait RouteBody: DeserializeOwned + Send + 'static {
 pub(crate) enum Route {
     /// `/chat/completions`
     Chat,
+    /// `/responses`
+    Responses,
     /// `/completions`
     Completions,
     /// `/tokenize`
@@ -44,7 +46,7 @@ pub(crate) enum Route {
     Classify,
 }
 
-use Route::{Chat, Classify, Completions, Embeddings, Rerank, Score, Tokenize};
+use Route::{Chat, Classify, Completions, Embeddings, Rerank, Responses, Score, Tokenize};
 
 /// Value of a field with which the answer is the same as without it; `null` and `false` always are.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +68,7 @@ use Neutral::{Absent, Empty, Number, True, Words};
 /// Fields of one kind: the routes that refuse them, their neutral value, advice, and their names.
 type Kind = (&'static [Route], Neutral, &'static str, &'static [&'static str]);
 
-const GENERATION: &[Route] = &[Chat, Completions];
+const GENERATION: &[Route] = &[Chat, Completions, Responses];
 /// Routes of models that read texts as a whole.
 const READING: &[Route] = &[Embeddings, Rerank, Score, Classify];
 /// Those of them that have scores.
@@ -98,6 +100,17 @@ const KINDS: &[Kind] = &[
     (&[Completions], Empty, "use it in /v1/chat/completions", &["tools", "functions", "messages"]),
     (&[Completions], Absent, "its name is 'max_tokens' here", &["max_completion_tokens"]),
     (&[Completions], Number(0.0), "its name is 'logprobs' here", &["top_logprobs"]),
+    (&[Responses], Absent, "its name is 'text.format' here", &["response_format"]),
+    (&[Responses], Absent, "its name is 'max_output_tokens' here", &["max_tokens", "max_completion_tokens"]),
+    (&[Responses], Absent, "use 'include' with 'message.output_text.logprobs'", &["logprobs"]),
+    (&[Responses], Empty, "use 'tools' and 'tool_choice'", &["functions", "function_call"]),
+    (&[Responses], Number(1.0), "a response has one answer: leave it out", &["n"]),
+    (&[Responses], Absent, "end tokens are the model's: leave it out", &["ignore_eos", "stop_token_ids"]),
+    (&[Responses], Absent, LEAVE_OUT, &["continue_final_message", "add_generation_prompt"]),
+    (&[Responses], Absent, "no prompts are kept here: send 'instructions' and 'input'", &["prompt"]),
+    (&[Responses], Absent, "use 'previous_response_id'", &["conversation"]),
+    (&[Responses], Empty, "use 'truncation': \"auto\"", &["context_management"]),
+    (&[Responses], Absent, LEAVE_OUT, &["moderation", "personality"]),
     // How an answer ends.
     (GENERATION, Number(0.0), LEAVE_OUT, &["min_tokens", "min_new_tokens"]),
     (GENERATION, Absent, "use 'max_tokens'", &["max_new_tokens", "n_predict"]),
@@ -129,14 +142,17 @@ const KINDS: &[Kind] = &[
     ),
     (GENERATION, True, "set 'temperature' to 0", &["do_sample"]),
     (&[Chat], Number(1.0), "use 'n'", &["best_of"]),
+    (&[Responses], Number(1.0), LEAVE_OUT, &["best_of"]),
     // What the prompt is.
     (&[Chat], Empty, "send 'messages'", &["prompt", "prompt_embeds"]),
+    (&[Responses], Empty, "send 'input'", &["messages", "prompt_embeds"]),
     (&[Completions], Absent, "send 'prompt'", &["prompt_embeds"]),
-    (&[Chat], Absent, "the model's own template is used: leave it out", &["chat_template"]),
-    (&[Chat], Absent, "a chat template writes these tokens itself: leave it out", &["add_special_tokens"]),
-    (&[Chat, Tokenize], Empty, LEAVE_OUT, &["documents", "mm_processor_kwargs"]),
+    (&[Chat, Responses], Absent, "the model's own template is used: leave it out", &["chat_template"]),
+    (&[Responses], Absent, "use 'reasoning': {\"effort\": \"none\"}, or 'chat_template_kwargs'", &["enable_thinking"]),
+    (&[Chat, Responses], Absent, "a chat template writes these tokens itself: leave it out", &["add_special_tokens"]),
+    (&[Chat, Responses, Tokenize], Empty, LEAVE_OUT, &["documents", "mm_processor_kwargs"]),
     (&[Completions, Embeddings, Rerank, Score, Classify], True, LEAVE_OUT, &["add_special_tokens"]),
-    (&[Chat, Completions, Tokenize], Absent, LEAVE_OUT, &["truncate_prompt_tokens"]),
+    (&[Chat, Completions, Responses, Tokenize], Absent, LEAVE_OUT, &["truncate_prompt_tokens"]),
     (READING, Absent, "the model's own form is used: leave it out", &["chat_template", "pooling", "pooling_type"]),
     (READING, Empty, "the model's own form is used: leave it out", &["chat_template_kwargs"]),
     (READING, Empty, TEXTS, &["messages", "image", "images", "mm_processor_kwargs"]),
@@ -156,9 +172,9 @@ const KINDS: &[Kind] = &[
     (&[Rerank], Words(&["text"]), "documents have one text, 'text'", &["rank_fields"]),
     (GENERATION, Absent, "name the fine-tuned model in 'model'", &["lora_path", "adapter_id", "lora"]),
     // What is shown.
-    (&[Chat], Empty, LEAVE_OUT, &["echo", "suffix"]),
-    (&[Chat], Absent, LEAVE_OUT, &["prompt_logprobs", "web_search_options", "audio"]),
-    (&[Chat], Words(&["text"]), LEAVE_OUT, &["modalities"]),
+    (&[Chat, Responses], Empty, LEAVE_OUT, &["echo", "suffix"]),
+    (&[Chat, Responses], Absent, LEAVE_OUT, &["prompt_logprobs", "web_search_options", "audio"]),
+    (&[Chat, Responses], Words(&["text"]), LEAVE_OUT, &["modalities"]),
     (GENERATION, True, LEAVE_OUT, &["skip_special_tokens"]),
     (&[Embeddings], Absent, "its name is 'dimensions' here", &["output_dimension", "truncate_dim"]),
     (
@@ -299,7 +315,7 @@ mod tests {
             (r#""prompt_logprobs":0"#, "prompt_logprobs"),
             (r#""guided_\u006ason":"a""#, "guided_json"),
         ] {
-            for route in [Chat, Completions] {
+            for route in [Chat, Completions, Responses] {
                 assert_eq!(check(route, field).as_deref(), Some(name), "{route:?} {field}");
             }
         }

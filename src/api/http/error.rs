@@ -192,6 +192,17 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message).param("id")
     }
 
+    /// The caller has no response with the id.
+    pub fn no_response(id: &str) -> Self {
+        Self::not_found(format!("Response with id '{id}' not found.")).code("response_not_found").param("response_id")
+    }
+
+    /// No item with the id is kept for the caller.
+    pub fn no_item(id: &str) -> Self {
+        let message = format!("Item with id '{id}' not found. Items are not kept when `store` is false.");
+        Self::not_found(message).code("item_not_found").param("input")
+    }
+
     /// No base model and no fine-tuned model of the caller has the name.
     pub fn model_not_found(name: &str) -> Self {
         let message = format!("The model `{name}` does not exist or you do not have access to it.");

@@ -20,6 +20,9 @@ pub(crate) const ORGANIZATION: HeaderName = HeaderName::from_static("openai-orga
 /// The keywords of tools' schemas that an answer does not follow; `generation::chat` writes it.
 pub(crate) const LOOSENED: HeaderName = HeaderName::from_static("x-attune-loosened");
 
+/// Tools that the model was not shown, since this server cannot call them; `generation::responses` writes it.
+pub(crate) const SKIPPED: HeaderName = HeaderName::from_static("x-attune-skipped");
+
 /// Returns true for an `Origin` of this machine itself: its page was served by a program that runs here.
 pub(crate) fn is_local_origin(origin: &HeaderValue) -> bool {
     match host(origin.as_bytes()) {

@@ -1,6 +1,7 @@
 //! Server-sent events as OpenAI frames them: `data: JSON`, a blank line, `data: [DONE]` at the end; comments keep a
-//! quiet connection open. Used by completions, chat and the events of fine-tunes.
+//! quiet connection open. Used by completions, chat and the events of fine-tunes; responses give their events names.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -18,8 +19,26 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Sends each JSON document as an event. A stream that ends is followed by `[DONE]`; a failure is sent as an error
 /// object and ends the stream without it.
 pub(crate) fn respond(documents: impl Stream<Item = Result<String, Problem>> + Send + 'static) -> Response {
+    send(frames(documents.map(|document| Ok(Event::default().data(document?)))))
+}
+
+/// An event with a name.
+#[derive(Debug)]
+pub(crate) struct Named {
+    /// Its type.
+    pub name: Cow<'static, str>,
+    /// JSON.
+    pub data: String,
+}
+
+/// Sends each event under its name, and ends as [`respond`] does.
+pub(crate) fn respond_named(events: impl Stream<Item = Result<Named, Problem>> + Send + 'static) -> Response {
+    send(frames(events.map(|event| event.map(|Named { name, data }| Event::default().event(name).data(data)))))
+}
+
+fn send(events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static) -> Response {
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keepalive");
-    let mut response = Sse::new(frames(documents)).keep_alive(keep_alive).into_response();
+    let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
     // nginx would collect the events otherwise.
     let unbuffered = (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     response.headers_mut().extend([unbuffered]);
@@ -38,16 +57,16 @@ enum Stage<S> {
 }
 
 fn frames(
-    documents: impl Stream<Item = Result<String, Problem>> + Send + 'static,
+    events: impl Stream<Item = Result<Event, Problem>> + Send + 'static,
 ) -> impl Stream<Item = Result<Event, Infallible>> + Send + 'static {
-    stream::unfold(Stage::Open(Box::pin(documents)), |state| async move {
-        let Stage::Open(mut documents) = state else { return None };
-        let (data, next) = match documents.next().await {
-            Some(Ok(data)) => (data, Stage::Open(documents)),
-            Some(Err(problem)) => (error_document(problem), Stage::Closed),
-            None => ("[DONE]".into(), Stage::Closed),
+    stream::unfold(Stage::Open(Box::pin(events)), |state| async move {
+        let Stage::Open(mut events) = state else { return None };
+        let (event, next) = match events.next().await {
+            Some(Ok(event)) => (event, Stage::Open(events)),
+            Some(Err(problem)) => (Event::default().data(error_document(problem)), Stage::Closed),
+            None => (Event::default().data("[DONE]"), Stage::Closed),
         };
-        Some((Ok(Event::default().data(data)), next))
+        Some((Ok(event), next))
     })
 }
 

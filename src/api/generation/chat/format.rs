@@ -92,7 +92,7 @@ impl ResponseFormat {
 }
 
 /// Checks the name of a schema or a function: 1 to 64 letters, digits, `_` and `-`.
-pub(super) fn check_name(param: &str, name: &str) -> Result<()> {
+pub(crate) fn check_name(param: &str, name: &str) -> Result<()> {
     let fits = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-');
     if name.is_empty() || name.len() > 64 || !name.chars().all(fits) {
         let message = format!("'{param}' must be 1 to 64 letters, digits, underscores and dashes.");

@@ -9,7 +9,7 @@ use crate::model::chat::{
 };
 
 /// One message.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub(crate) struct ChatMessage {
     /// `system`, `developer` (the same as `system`), `user`, `assistant`, `tool`, or `function` (deprecated).
     pub role: String,

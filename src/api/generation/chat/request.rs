@@ -20,7 +20,7 @@ const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh",
 
 /// A request for an answer in a conversation. The model's `defaults` say what holds for sampling fields that are left out
 /// or null.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub(crate) struct ChatRequest {
     /// A base model or a fine-tuned one.
     pub model: String,
@@ -123,6 +123,10 @@ pub(crate) struct ChatRequest {
     #[schema(minimum = 0, maximum = 20)]
     #[serde(default, deserialize_with = "values::optional")]
     pub top_logprobs: Option<usize>,
+    /// Names of the tools that may be called; `None` for all that are shown. No field of the body: `responses` sets it.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub callable: Option<Vec<String>>,
 }
 
 /// A tool that the model may call.

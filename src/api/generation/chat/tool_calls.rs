@@ -1,6 +1,6 @@
 //! Finds the calls in an answer as its text arrives, so that their arguments stream. The grammar has made sure that the
 //! text has the form of the syntax, so only the positions of its parts are left to find. Used by `chat` for streamed
-//! and whole answers alike, so both agree.
+//! and whole answers alike, so both agree, and by `responses`.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -30,7 +30,7 @@ pub(crate) struct FunctionCall {
 
 /// A part of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Part {
+pub(crate) enum Part {
     /// Text before the calls.
     Content(String),
     /// The beginning of a call of the function `name`; calls are numbered from 0.
@@ -41,7 +41,7 @@ pub(super) enum Part {
 
 /// The format of calls, the same for all answers to a request.
 #[derive(Debug, Clone)]
-pub(super) struct CallFormat {
+pub(crate) struct CallFormat {
     /// The markup.
     pub syntax: ToolSyntax,
     /// Functions that may be called.
@@ -56,7 +56,7 @@ pub(super) struct CallFormat {
 
 /// Parses one answer, character by character.
 #[derive(Debug)]
-pub(super) struct CallParser {
+pub(crate) struct CallParser {
     state: State,
     /// Text that may still become either markup or content.
     held: String,
@@ -84,7 +84,7 @@ const BEFORE_ARGUMENTS: State = State::Arguments { depth: 0, in_string: false, e
 
 impl CallParser {
     /// Creates a parser before the first character.
-    pub(super) fn new(format: &CallFormat) -> Self {
+    pub(crate) fn new(format: &CallFormat) -> Self {
         // Calls that come at the beginning or not at all need no search, and JSON may hold the trigger in a string.
         let at_start = format.syntax.trigger.is_empty() || format.json_answers;
         let state = if at_start { State::Head } else { State::Text };
@@ -92,12 +92,12 @@ impl CallParser {
     }
 
     /// Returns true if the answer has calls and the last one is whole.
-    pub(super) fn has_whole_calls(&self) -> bool {
+    pub(crate) fn has_whole_calls(&self) -> bool {
         self.calls > 0 && self.state == State::Between
     }
 
     /// Parses more text, and returns the parts that are certain now.
-    pub(super) fn push(&mut self, format: &CallFormat, text: &str) -> Vec<Part> {
+    pub(crate) fn push(&mut self, format: &CallFormat, text: &str) -> Vec<Part> {
         let mut parts = Vec::new();
         for character in text.chars() {
             self.take(format, character, &mut parts);
@@ -106,7 +106,7 @@ impl CallParser {
     }
 
     /// Ends the answer, and returns the text that was held back and is no markup.
-    pub(super) fn finish(&mut self, format: &CallFormat) -> Vec<Part> {
+    pub(crate) fn finish(&mut self, format: &CallFormat) -> Vec<Part> {
         let held = std::mem::take(&mut self.held);
         let is_text = match self.state {
             State::Text => !format.required,
@@ -222,7 +222,7 @@ fn push_arguments(parts: &mut Vec<Part>, call: usize, character: char) {
 }
 
 /// Makes a new id of a call.
-pub(super) fn new_call_id() -> String {
+pub(crate) fn new_call_id() -> String {
     format!("call_{}", &uuid::Uuid::new_v4().simple().to_string()[..24])
 }
 

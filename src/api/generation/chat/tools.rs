@@ -84,6 +84,9 @@ impl Tools {
                 callable.retain(|(index, _)| names.contains(&offered[*index].name));
             }
         }
+        if let Some(names) = &request.callable {
+            callable.retain(|(index, _)| names.contains(&offered[*index].name));
+        }
         // A named function is called once.
         let named = matches!(choice, Choice::Named { .. });
         let parallel = !legacy && !named && request.parallel_tool_calls.unwrap_or(true);

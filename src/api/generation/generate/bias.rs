@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::{Serialize, Serializer};
 
 use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::within;
@@ -18,6 +19,12 @@ pub(crate) struct LogitBias(Vec<(String, f32)>);
 impl<'de> Deserialize<'de> for LogitBias {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(Entries)
+    }
+}
+
+impl Serialize for LogitBias {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(token, bias)| (token, bias)))
     }
 }
 

@@ -100,7 +100,7 @@ pub(crate) fn check_n(n: Option<usize>, prompts: usize, waiting: usize) -> Resul
 }
 
 /// Options of a streamed answer.
-#[derive(Debug, Default, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(default)]
 pub(crate) struct StreamOptions {
     /// Send the usage in a last chunk without choices.

@@ -1,7 +1,7 @@
 //! Fields of a request that say where an answer ends before it has all its tokens: stop texts, stop tokens and
 //! `ignore_eos`. Completions and chat share them.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::api::http::error::{Problem, Result};
@@ -16,7 +16,7 @@ const TEXT_BYTES: usize = 4 << 10;
 const MAX_TOKENS: usize = 128;
 
 /// One text or up to four.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected a string or an array of strings")]
 pub(crate) enum StopTexts {
     /// One text.
