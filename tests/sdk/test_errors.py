@@ -130,6 +130,13 @@ REQUESTS = {
     (404, None): ("GET", "/v1/files/file-nobody", {}),
     (404, "model_not_found"): ("POST", "/v1/completions", {"json": {"model": "nobody", "prompt": "x"}}),
     (404, "fine_tune_not_found"): ("GET", "/v1/fine_tunes/ft-nobody", {}),
+    (404, "response_not_found"): ("GET", "/v1/responses/resp_nobody", {}),
+    (404, "item_not_found"): ("POST", "/v1/responses", {"json": {"model": "demo", "input": [{"id": "msg_nobody"}]}}),
+    (400, "previous_response_not_found"): (
+        "POST",
+        "/v1/responses",
+        {"json": {"model": "demo", "input": "x", "previous_response_id": "resp_nobody"}},
+    ),
     (404, "unknown_url"): ("GET", "/v1/nowhere", {}),
     (405, "method_not_supported"): ("PUT", "/v1/completions", {}),
     (413, None): (

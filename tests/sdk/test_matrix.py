@@ -62,6 +62,7 @@ ELSEWHERE = {"project_ids": ["elsewhere"]}
 COMPLETION = "/v1/chat/completions/{completion}"
 PERMISSIONS = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
 JOBS, JOB, FINE_TUNES = "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/{job}", "/v1/fine_tunes"
+RESPONSES = "/v1/responses"
 
 LABEL = {
     "type": "label_model",
@@ -93,6 +94,13 @@ ROWS = {
         "/v1/chat/completions/{spare_completion}", shows="spare_completion"
     ),
     "GET /v1/chat/completions/{completion_id}/messages": Row(COMPLETION + "/messages", shows="completion"),
+    "POST /v1/responses": Row(RESPONSES, {"model": "{model}", "input": "x", "max_output_tokens": 2}, shows="model"),
+    "POST /v1/responses/input_tokens": Row(RESPONSES + "/input_tokens", {"model": "{model}", "input": "x"}),
+    "GET /v1/responses/{response_id}": Row(RESPONSES + "/{response}", shows="response"),
+    # Somebody waited for it.
+    "POST /v1/responses/{response_id}/cancel": Row(RESPONSES + "/{response}/cancel", right=400),
+    "GET /v1/responses/{response_id}/input_items": Row(RESPONSES + "/{response}/input_items", shows="item"),
+    "DELETE /v1/responses/{response_id}": Row(RESPONSES + "/{spare_response}", shows="spare_response"),
     "POST /v1/embeddings": Row("/v1/embeddings", {"model": "{model}", "input": "x"}, shows="model"),
     "POST /v1/score": Row("/v1/score", {"model": "{model}", "text_1": "x", "text_2": "y"}, shows="model"),
     "POST /v1/rerank": Row("/v1/rerank", {"model": "{model}", "query": "x", "documents": ["y"]}, shows="model"),
@@ -206,6 +214,14 @@ SIDE_DOORS = {
     "DELETE, a permission of a checkpoint of one's own": Row(
         "/v1/fine_tuning/checkpoints/{model}/permissions/{permission}", right=404
     ),
+    "POST, a response to go on from": Row(
+        RESPONSES, {"model": "demo", "input": "x", "previous_response_id": "{response}", "max_output_tokens": 2},
+        other=400, shows="response",
+    ),
+    "POST, an item of a response": Row(
+        RESPONSES, {"model": "demo", "input": [{"id": "{item}"}], "max_output_tokens": 2}
+    ),
+    "GET, a page after an item": Row(RESPONSES + "/{response}/input_items?after={item}"),
     "GET, a page after a file": Row("/v1/files?after={file}", other=200),
     "GET, a page after a stored answer": Row("/v1/chat/completions?after={completion}", other=200),
     "GET, a page after a job": Row(JOBS + "?after={job}", other=200),
@@ -284,6 +300,11 @@ def acme(tenants, tickets):
             wait_for(lambda: http.get(f"{runs}/{things[name]}").json()["status"] == "completed", "the end of the run")
         things["output_item"] = http.get(f"{runs}/{things['run']}/output_items").json()["data"][0]["id"]
         things["fine_tune"] = fine_tune(n_epochs=1)
+
+        for name in ("response", "spare_response"):
+            body = {"model": "demo", "input": SECRET, "max_output_tokens": 2, "metadata": {SECRET: SECRET}}
+            things[name] = http.post(RESPONSES, json=body).json()["id"]
+        things["item"] = http.get(f"{RESPONSES}/{things['response']}/input_items").json()["first_id"]
 
         def has_ended():
             return http.get(f"{FINE_TUNES}/{things['fine_tune']}").json()["status"] == "succeeded"

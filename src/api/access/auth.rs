@@ -183,10 +183,7 @@ impl Gate {
             let known = number.parse().is_ok_and(|number: usize| (1..=self.configured.hashes.len()).contains(&number));
             return Ok(known.then(|| self.operator(id.into())));
         }
-        let now = Timestamp::now().as_second();
-        let keys = store.keys_named(&[id]).await?;
-        let live = keys.iter().find(|key| key.revoked_at.is_none() && !key.has_expired(now));
-        Ok(live.map(|key| self.holder(key)))
+        Ok(store.live_key_named(id).await?.map(|key| self.holder(&key)))
     }
 
     /// Returns the caller who runs the server: an admin with the configured limits.

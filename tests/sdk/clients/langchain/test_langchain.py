@@ -106,3 +106,39 @@ def test_the_older_kind_of_model_completes_text():
     assert whole
     assert "".join(model.stream("On Friday")) == whole
     assert len(model.generate(["On Friday", "On Monday"]).generations) == 2
+
+
+def responses(**settings):
+    return chat(use_responses_api=True, **settings)
+
+
+def test_responses_answer_like_chats():
+    whole = responses().invoke("Hello")
+    assert whole.text == chat().invoke("Hello").content
+    assert whole.response_metadata["id"].startswith("resp_")
+    assert whole.usage_metadata["total_tokens"] > 0
+    streamed = None
+    for chunk in responses().stream("Hello"):
+        streamed = chunk if streamed is None else streamed + chunk
+    assert streamed.text == whole.text
+    assert streamed.usage_metadata["output_tokens"] == whole.usage_metadata["output_tokens"]
+
+
+def test_a_response_goes_on_from_the_one_before():
+    first = responses().invoke("My name is Ada.")
+    question = HumanMessage("What is my name?")
+    chained = responses(use_previous_response_id=True).invoke([HumanMessage("My name is Ada."), first, question])
+    spelled = responses().invoke([HumanMessage("My name is Ada."), first, question])
+    assert chained.text == spelled.text
+
+
+def test_responses_call_tools_and_follow_schemas():
+    bound = responses(max_tokens=None).bind_tools([weigh], tool_choice="weigh")
+    question = HumanMessage("A parcel to Brasmere.")
+    call = bound.invoke([question])
+    (request,) = call.tool_calls
+    assert (request["name"], type(request["args"]["heavy"])) == ("weigh", bool)
+    answer = responses().bind_tools([weigh], tool_choice="none").invoke([question, call, weigh.invoke(request)])
+    assert answer.text
+    parcel = responses(max_tokens=None).with_structured_output(Parcel).invoke("A parcel to Brasmere.")
+    assert isinstance(parcel, Parcel)

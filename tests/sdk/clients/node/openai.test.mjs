@@ -144,3 +144,52 @@ test("a stream that is given up does not disturb the next request", async () => 
   assert.ok(stream.controller.signal.aborted);
   assert.ok((await client.completions.create({ model: "demo", prompt: "On", max_tokens: 2 })).choices[0]);
 });
+
+test("a response is the same whole and streamed through the helper", async () => {
+  const question = { model: "gpt-4o-mini", input: "Hello", max_output_tokens: 12, temperature: 0 };
+  const whole = await client.responses.create(question);
+  assert.ok(whole.output_text);
+  const stream = client.responses.stream(question);
+  let text = "";
+  stream.on("response.output_text.delta", (event) => (text += event.delta));
+  const streamed = await stream.finalResponse();
+  assert.equal(text, whole.output_text);
+  assert.equal(streamed.output_text, whole.output_text);
+  assert.deepEqual(streamed.usage.output_tokens, whole.usage.output_tokens);
+  const kept = await client.responses.retrieve(streamed.id);
+  assert.equal(kept.output[0].id, streamed.output[0].id);
+  await client.responses.delete(kept.id);
+  await assert.rejects(client.responses.retrieve(kept.id), { status: 404 });
+});
+
+test("a response calls a tool, and goes on with its result", async () => {
+  const parameters = {
+    type: "object", properties: { town: { type: "string", maxLength: 8 } }, required: ["town"],
+    additionalProperties: false,
+  };
+  const tools = [{ type: "function", name: "weather", parameters, strict: true }];
+  const question = { model: "gpt-4o-mini", input: "How is the weather?", tools, tool_choice: "required" };
+  const stream = client.responses.stream({ ...question, parallel_tool_calls: false });
+  const first = await stream.finalResponse();
+  const [call] = first.output;
+  assert.equal(call.type, "function_call");
+  assert.equal(typeof JSON.parse(call.arguments).town, "string");
+  const output = { type: "function_call_output", call_id: call.call_id, output: "Sunny." };
+  const second = await client.responses.create({
+    model: "gpt-4o-mini", input: [output], previous_response_id: first.id, max_output_tokens: 12,
+  });
+  assert.ok(second.output_text);
+});
+
+test("a response in the background is streamed, and read again from an event on", async () => {
+  const events = [];
+  for await (const event of await client.responses.create({
+    model: "gpt-4o-mini", input: "Hello", max_output_tokens: 12, background: true, stream: true,
+  })) {
+    events.push(event);
+  }
+  const id = events[0].response.id;
+  const again = [];
+  for await (const event of await client.responses.retrieve(id, { stream: true, starting_after: 3 })) again.push(event);
+  assert.deepEqual(again, events.slice(4));
+});

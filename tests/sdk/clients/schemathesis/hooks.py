@@ -45,6 +45,7 @@ def map_body(ctx, body):
     limits = {
         "max_tokens": MOST_TOKENS,
         "max_completion_tokens": MOST_TOKENS,
+        "max_output_tokens": MOST_TOKENS,
         "n": MOST_ANSWERS,
         "best_of": MOST_ANSWERS,
     }
@@ -53,6 +54,8 @@ def map_body(ctx, body):
             body[field] = most
     if ctx.operation.path.endswith("/completions") and body.get("max_tokens") is None:
         body["max_tokens"] = MOST_TOKENS
+    if ctx.operation.path.endswith("/responses") and body.get("max_output_tokens") is None:
+        body["max_output_tokens"] = MOST_TOKENS
     return body
 
 

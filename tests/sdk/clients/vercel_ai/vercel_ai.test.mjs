@@ -32,7 +32,8 @@ const compatible = createOpenAICompatible({
   includeUsage: true,
   supportsStructuredOutputs: true,
 });
-const providers = { openai: (id) => openai.chat(id), compatible: (id) => compatible(id) };
+// `openai(id)` is the one of responses.
+const providers = { openai: (id) => openai.chat(id), responses: (id) => openai(id), compatible: (id) => compatible(id) };
 const settings = { maxRetries: 0, temperature: 0, maxOutputTokens: 900, prompt: "Tell me about a town." };
 
 const vehicle = z.discriminatedUnion("kind", [
@@ -222,4 +223,25 @@ test("values become vectors in order, over more than one request", async () => {
     const single = await embed({ model, value: values[39], maxRetries: 0 });
     assert.ok(single.embedding.every((value, at) => Math.abs(value - embeddings[39][at]) < 1e-5));
   }
+});
+
+test("responses: what the server keeps is referred to in the next turn", async () => {
+  const messages = [{ role: "user", content: "My name is Ada." }];
+  const model = openai("long");
+  const first = await generateText({ model, maxRetries: 0, temperature: 0, maxOutputTokens: 12, messages });
+  assert.match(first.response.id, /^resp_/);
+  const more = [...messages, ...first.response.messages, { role: "user", content: "What is my name?" }];
+  const second = await generateText({ model, maxRetries: 0, temperature: 0, maxOutputTokens: 12, messages: more });
+  assert.ok(JSON.stringify(second.request.body).includes("item_reference"));
+  const spelled = await generateText({
+    model, maxRetries: 0, temperature: 0, maxOutputTokens: 12, messages: more,
+    providerOptions: { openai: { store: false } },
+  });
+  assert.equal(second.text, spelled.text);
+  const previousResponseId = first.response.id;
+  const third = await generateText({
+    model, maxRetries: 0, temperature: 0, maxOutputTokens: 12, prompt: "What is my name?",
+    providerOptions: { openai: { previousResponseId } },
+  });
+  assert.equal(third.text, second.text);
 });
