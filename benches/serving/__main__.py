@@ -14,12 +14,14 @@ import sys
 import time
 from pathlib import Path
 
+import batch
 import checkpoint
 import loading
 import memory
 import real_files
 from peers import NEW_TOKENS, PROMPT_LENGTHS, SLOTS, Attune, LlamaCpp, MistralRs, attunelib
 
+PARTS = ("peers", "adapters", "loading", "real", "memory", "batch")
 # Adapters of rank 16 of which one after the other is loaded, 6 GB on the disk.
 LOADED = 300
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -141,6 +143,16 @@ def only_loading(binary, work, arguments):
     return 0
 
 
+def only_batch(binary, work, arguments):
+    """The part that needs no peers: what a batch costs those who wait."""
+    try:
+        checkpoint.write_folder(work / "batch-model", checkpoint.tensors())
+        return batch.run(binary, work / "batch-model", work, arguments.rounds)
+    finally:
+        if arguments.work is None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
 def llama_server():
     """The program of llama.cpp's server."""
     # Only some parts of the table need it.
@@ -172,13 +184,15 @@ def main():
     parser.add_argument("--binary", help="measure this attune instead of building one")
     parser.add_argument("--rounds", type=int, default=5, help="times that each figure is taken (default 5)")
     parser.add_argument("--adapters", type=int, default=1000, help="registered adapters (default 1000)")
-    parser.add_argument("--only", choices=("peers", "adapters", "loading", "real", "memory"), help="one part of the table")
+    parser.add_argument("--only", choices=PARTS, help="one part of the table")
     parser.add_argument("--work", type=Path, help="keep the made checkpoints here")
     arguments = parser.parse_args()
     work = arguments.work or attunelib.data_folder()
     binary = arguments.binary or attunelib.build()
     if arguments.only == "loading":
         return only_loading(binary, work, arguments)
+    if arguments.only == "batch":
+        return only_batch(binary, work, arguments)
     if arguments.only == "memory":
         return only_memory(binary, work, arguments)
     if arguments.only == "real":

@@ -159,14 +159,14 @@ impl Store {
                                       completion_tokens, batch_requests, batch_prompt_tokens, batch_cached_tokens,
                                       batch_completion_tokens)
              select day::date, organization, key, model, base, sum(requests), sum(prompt_tokens), sum(cached_tokens),
-                    sum(completion_tokens), coalesce(sum(requests) filter (where batch), 0),
-                    coalesce(sum(prompt_tokens) filter (where batch), 0),
-                    coalesce(sum(cached_tokens) filter (where batch), 0),
-                    coalesce(sum(completion_tokens) filter (where batch), 0)
+                    sum(completion_tokens), coalesce(sum(requests) filter (where of_batch), 0),
+                    coalesce(sum(prompt_tokens) filter (where of_batch), 0),
+                    coalesce(sum(cached_tokens) filter (where of_batch), 0),
+                    coalesce(sum(completion_tokens) filter (where of_batch), 0)
                from turn, unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
                                  $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bool[])
                  as added (day, organization, key, model, base, requests, prompt_tokens, cached_tokens, completion_tokens,
-                           batch)
+                           of_batch)
               group by 1, 2, 3, 4, 5 order by 1, 2, 3, 4, 5
              on conflict (organization, day, key, model, base) do update set
                  requests = usage_daily.requests + excluded.requests,
