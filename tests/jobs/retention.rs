@@ -14,13 +14,8 @@ use crate::add_file;
 use crate::postgres::TestDatabase;
 use crate::training::{ORG, spec};
 
-const FOR_EVER: Retention = Retention {
-    job_event_days: 0,
-    ended_job_days: 0,
-    usage_days: 0,
-    stored_completion_days: 0,
-    response_days: 0,
-};
+const FOR_EVER: Retention =
+    Retention { job_event_days: 0, ended_job_days: 0, usage_days: 0, stored_completion_days: 0, response_days: 0 };
 
 struct Fixture {
     queue: Queue,

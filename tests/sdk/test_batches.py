@@ -10,6 +10,7 @@ import pytest
 from conftest import ask_database, create_key, jsonl, keys_command, sdk, wait_for
 
 CHAT, EMBEDDINGS, COMPLETIONS = "/v1/chat/completions", "/v1/embeddings", "/v1/completions"
+RESPONSES = "/v1/responses"
 ENDED = ("completed", "failed", "expired", "cancelled")
 
 
@@ -18,6 +19,7 @@ def line(number, endpoint=COMPLETIONS, **body):
         CHAT: {"messages": [{"role": "user", "content": f"Hello {number}"}], "max_tokens": 2},
         COMPLETIONS: {"prompt": f"On {number}", "max_tokens": 2, "temperature": 0},
         EMBEDDINGS: {"input": f"text {number}"},
+        RESPONSES: {"input": f"Hello {number}", "max_output_tokens": 2},
     }[endpoint]
     return {"custom_id": f"r{number}", "method": "POST", "url": endpoint, "body": {"model": "demo", **given, **body}}
 
@@ -46,7 +48,7 @@ def fault(answer, status=400):
     return answer.json()["error"]
 
 
-@pytest.mark.parametrize("endpoint", [CHAT, COMPLETIONS, EMBEDDINGS])
+@pytest.mark.parametrize("endpoint", [CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES])
 def test_a_batch_is_answered_as_each_request_alone_would_be(client, http, endpoint):
     lines = [line(number, endpoint, **({} if endpoint == EMBEDDINGS else {"temperature": 0})) for number in range(20)]
     batch = create(client, lines, endpoint, metadata={"team": "a"})
@@ -75,6 +77,9 @@ def test_a_batch_is_answered_as_each_request_alone_would_be(client, http, endpoi
         tokens += body["usage"]["total_tokens"]
         if endpoint == EMBEDDINGS:
             assert body["data"][0]["embedding"] == pytest.approx(alone["data"][0]["embedding"], abs=1e-4)
+        elif endpoint == RESPONSES:
+            texts = [one["output"][0]["content"][0]["text"] for one in (body, alone)]
+            assert texts[0] == texts[1] and http.get(f"{RESPONSES}/{body['id']}").json()["output"] == body["output"]
         else:
             assert body["choices"] == alone["choices"]
     raw = http.get(f"/v1/batches/{batch.id}").json()
@@ -82,6 +87,13 @@ def test_a_batch_is_answered_as_each_request_alone_would_be(client, http, endpoi
     assert set(raw["usage"]) == {
         "input_tokens", "input_tokens_details", "output_tokens", "output_tokens_details", "total_tokens",
     }  # fmt: skip
+
+
+def test_a_response_in_the_background_has_no_answer_for_a_file(client):
+    done = wait_for_batch(client, create(client, [line(0, RESPONSES), line(1, RESPONSES, background=True)], RESPONSES))
+    assert (done.request_counts.completed, done.request_counts.failed) == (1, 1)
+    (failed,) = content(client, done.error_file_id)
+    assert failed["custom_id"] == "r1" and "'background'" in failed["response"]["body"]["error"]["message"]
 
 
 def test_lines_that_fail_go_to_the_error_file(client):
@@ -141,7 +153,7 @@ def test_what_cannot_become_a_batch_is_refused_by_name(client, http):
         ({"input_file_id": other}, "input_file_id"),
         ({"input_file_id": None}, "input_file_id"),
         ({"endpoint": "/v1/moderations"}, "endpoint"),
-        ({"endpoint": "/v1/responses"}, "endpoint"),
+        ({"endpoint": "/v1/moderations"}, "endpoint"),
         ({"endpoint": None}, "endpoint"),
         ({"completion_window": "1h"}, "completion_window"),
         ({"metadata": {"a": 1}}, "metadata"),

@@ -114,6 +114,31 @@ def test_a_finished_and_a_failed_job_are_told_signed_and_once(start_server, rece
         assert len(receiver.requests) == 2
 
 
+def test_ends_of_batches_of_runs_and_of_responses_are_told(start_server, receiver):
+    server = start_server("--no-worker", settings=settings({"url": receiver.url, "secret": SECRET}))
+    body = {"model": "demo", "prompt": "On", "max_tokens": 2}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
+    item = {"item": {"x": "a"}, "sample": {"output_text": "a"}}
+    check = {"type": "string_check", "name": "same", "input": "{{item.x}}", "reference": "a", "operation": "eq"}
+    source = {"type": "jsonl", "source": {"type": "file_content", "content": [item]}}
+    with sdk(server) as client:
+        told = {}
+        for lines, kind in ((json.dumps(line), "completed"), ("no JSON", "failed")):
+            file = client.files.create(file=("batch.jsonl", lines.encode()), purpose="batch")
+            batch = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+            told[batch.id] = f"batch.{kind}"
+        config = {"type": "custom", "item_schema": {"type": "object"}}
+        evaluation = client.evals.create(data_source_config=config, testing_criteria=[check])
+        told[client.evals.runs.create(evaluation.id, data_source=source).id] = "eval.run.succeeded"
+        asked = {"model": "demo", "input": "Hello", "max_output_tokens": 2}
+        told[client.responses.create(**asked, background=True).id] = "response.incomplete"
+        waited_for = client.responses.create(**asked)
+        for subject, kind in told.items():
+            (request,) = receiver.wait_for(subject)
+            assert unwrapped(client, request).type == kind
+        assert not receiver.about(waited_for.id)
+
+
 def test_what_is_not_taken_comes_again_under_the_same_id(start_server, receiver, tickets):
     receiver.answers = [500, 302, 200]
     # A secret without the prefix is taken as it is.

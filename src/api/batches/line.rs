@@ -48,9 +48,10 @@ pub(super) async fn ask(inside: &Inside, caller: &Caller, endpoint: &str, line: 
 }
 
 async fn request(inside: &Inside, caller: &Caller, endpoint: &str, line: &Line) -> Result<Response, Problem> {
-    if line.body.get("stream").is_some_and(|stream| *stream == Value::Bool(true)) {
-        let message = "A line of a batch has its answer as a whole: leave 'stream' out.";
-        return Err(Problem::invalid_code("stream", "unsupported_value", message));
+    let unfit = ["stream", "background"].into_iter().find(|name| line.body.get(*name) == Some(&Value::Bool(true)));
+    if let Some(name) = unfit {
+        let message = format!("A line of a batch has its answer as a whole: leave '{name}' out.");
+        return Err(Problem::invalid_code(name, "unsupported_value", message));
     }
     let body = serde_json::to_vec(&line.body).map_err(Problem::defect)?;
     let kind = HeaderValue::from_static("application/json");
@@ -111,12 +112,15 @@ struct Answer {
     usage: Option<UsedTokens>,
 }
 
-/// Tokens that an answer says it used.
+/// Tokens that an answer says it used; the second names are those of responses.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct UsedTokens {
+    #[serde(alias = "input_tokens")]
     prompt_tokens: Option<i64>,
+    #[serde(alias = "output_tokens")]
     completion_tokens: Option<i64>,
+    #[serde(alias = "input_tokens_details")]
     prompt_tokens_details: Details,
 }
 

@@ -10,7 +10,7 @@ use crate::api::operations::checks::{check_metadata, not_supported};
 use crate::jobs::batches::NewBatch;
 
 /// Routes that a batch may ask.
-pub(super) const ENDPOINTS: [&str; 3] = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"];
+pub(super) const ENDPOINTS: [&str; 4] = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"];
 /// The one completion window.
 const WINDOW: &str = "24h";
 

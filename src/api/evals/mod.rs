@@ -25,6 +25,7 @@ use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::{Body, Path};
 use crate::api::http::list::{BoundedPageOf, Cursor};
 use crate::api::http::query::Query;
+use crate::api::operations::checks::check_metadata;
 use crate::store;
 use crate::store::evals::EvalOrder;
 use crate::store::files::Page;
@@ -245,13 +246,6 @@ fn name_of(name: Option<String>) -> Result<Option<String>> {
 
 /// Checks notes: at most 16, with names of up to 64 characters and texts of up to 512.
 fn notes(metadata: Option<Map<String, Value>>) -> Result<Option<Value>> {
-    let Some(metadata) = metadata else { return Ok(None) };
-    let fits = |(name, value): (&String, &Value)| {
-        name.chars().count() <= 64 && value.as_str().is_some_and(|value| value.chars().count() <= 512)
-    };
-    if metadata.len() > 16 || !metadata.iter().all(fits) {
-        let message = "'metadata' takes up to 16 notes, with names of 64 and texts of 512 characters at the most.";
-        return Err(Problem::invalid_code("metadata", "invalid_value", message));
-    }
-    Ok(Some(metadata.into()))
+    check_metadata(metadata.as_ref())?;
+    Ok(metadata.map(Value::from))
 }
