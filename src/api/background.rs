@@ -39,12 +39,19 @@ async fn keep<F>(part: &str, shutdown: &CancellationToken, run: impl Fn() -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
+    keep_with(REST, part, shutdown, run).await;
+}
+
+async fn keep_with<F>(rest: Duration, part: &str, shutdown: &CancellationToken, run: impl Fn() -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     loop {
         let Err(panic) = tokio::spawn(run()).await else { return };
         tracing::error!(part, %panic, "work in the background stopped; it begins again");
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(REST) => {}
+            () = tokio::time::sleep(rest) => {}
         }
     }
 }
@@ -56,18 +63,18 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_part_that_panics_begins_again() {
         let times = Arc::new(AtomicUsize::new(0));
         let run = || {
             let times = times.clone();
             async move { assert!(times.fetch_add(1, Ordering::Relaxed) == 2, "not yet") }
         };
-        keep("part", &CancellationToken::new(), run).await;
+        keep_with(Duration::from_millis(1), "part", &CancellationToken::new(), run).await;
         assert_eq!(times.load(Ordering::Relaxed), 3);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_part_that_panics_at_the_end_stays_so() {
         let shutdown = CancellationToken::new();
         shutdown.cancel();

@@ -29,7 +29,7 @@ fn computed(allocator: &BlockAllocator, tokens: &[u32]) -> BlockTable {
 fn free_blocks_that_were_used_are_told_once() {
     let allocator = BlockAllocator::new(8);
     assert_eq!(allocator.take_worn(), [0; 0]);
-    let tokens: Vec<u32> = (0..2 * BLOCK_TOKENS as u32 + 1).collect();
+    let tokens: Vec<u32> = (0..=2 * BLOCK_TOKENS as u32).collect();
     let kept = computed(&allocator, &tokens);
     let (other, _) = allocator.reserve(&[], 2 * BLOCK_TOKENS, 0).unwrap();
     assert_eq!(allocator.take_worn(), [0; 0], "all are in tables");
