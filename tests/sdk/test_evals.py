@@ -82,7 +82,7 @@ def test_an_eval_is_created_listed_changed_and_deleted(client, http):
     assert first.data_source_config.type == "custom"
     assert first.data_source_config.schema_["properties"]["item"] == SCHEMA
     assert first.testing_criteria[0].model_extra["id"].startswith("has the key-")
-    assert client.evals.retrieve(first.id) == first
+    assert client.evals.retrieve(first.id).to_dict() == first.to_dict()
     ids = [entry.id for entry in client.evals.list(limit=1)]
     assert ids.index(first.id) + 1 == ids.index(second.id)
     newest = client.evals.list(order="desc", limit=2)
@@ -124,7 +124,7 @@ def test_given_answers_are_judged_by_every_criterion(client):
     assert [item.id for item in items(client, run, status="fail")] == [shown[2].id]
     assert [item.id for item in items(client, run, order="desc")] == [item.id for item in shown][::-1]
     read = client.evals.runs.output_items.retrieve(shown[0].id, eval_id=made.id, run_id=run.id)
-    assert read == shown[0]
+    assert read.to_dict() == shown[0].to_dict()
 
 
 def test_a_model_answers_the_items(client, questions):
