@@ -1,4 +1,4 @@
-//! Removes what has ended and is older than the configuration keeps it: events of jobs, jobs, sums of usage, stored
+//! Removes what has ended and is older than the configuration keeps it: events of jobs, jobs, batches, sums of usage, stored
 //! completions, responses, events of webhooks; and files whose own time has come. `app` runs it in every server and worker;
 //! the database lets one of them work at a time.
 //!
@@ -23,6 +23,8 @@ const EVENTS: i64 = 5_000;
 const JOBS: i64 = 10;
 /// Sums of usage in a batch.
 const SUMS: i64 = 5_000;
+/// Batches of requests that are removed in one statement.
+const BATCHES: i64 = 1_000;
 /// Responses in a batch: each may take many events with it.
 const RESPONSES: i64 = 100;
 
@@ -35,6 +37,8 @@ pub struct Pruned {
     pub jobs: u64,
     /// Result files of these jobs.
     pub files: u64,
+    /// Batches.
+    pub batches: u64,
     /// Sums of usage.
     pub sums: u64,
     /// Stored completions.
@@ -56,6 +60,7 @@ pub async fn run(store: Store, retention: Retention) {
                 events = pruned.events,
                 jobs = pruned.jobs,
                 files = pruned.files,
+                batches = pruned.batches,
                 sums = pruned.sums,
                 completions = pruned.completions,
                 expired_files = pruned.expired_files,
@@ -77,6 +82,7 @@ pub async fn prune(store: &Store, retention: Retention) -> Result<Pruned> {
     }
     if let Some(days) = days(retention.ended_job_days) {
         prune_jobs(store, days, &mut pruned).await?;
+        pruned.batches = prune_all(store, sql::PRUNE_BATCHES, days, BATCHES).await?;
     }
     if let Some(days) = days(retention.usage_days) {
         pruned.sums = prune_all(store, sql::PRUNE_USAGE, days, SUMS).await?;

@@ -40,6 +40,7 @@ pub(super) const METRICS: &str = include_str!("sql/metrics.sql");
 pub(super) const NEEDS_STATES: &str = include_str!("sql/needs_states.sql");
 pub(super) const POINTS: &str = include_str!("sql/points.sql");
 pub(super) const PROGRESS: &str = include_str!("sql/progress.sql");
+pub(super) const PRUNE_BATCHES: &str = include_str!("sql/prune_batches.sql");
 pub(super) const PRUNE_EVENTS: &str = include_str!("sql/prune_events.sql");
 pub(super) const PRUNE_JOBS: &str = include_str!("sql/prune_jobs.sql");
 pub(super) const PRUNE_RESPONSES: &str = include_str!("sql/prune_responses.sql");

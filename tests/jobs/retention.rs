@@ -179,6 +179,26 @@ async fn responses_that_have_ended_are_removed_after_so_many_days() {
 }
 
 #[tokio::test]
+async fn batches_that_have_ended_are_removed_after_so_many_days() {
+    let fixture = Fixture::new().await;
+    fixture
+        .database
+        .execute(
+            "insert into batches (id, organization, api_key, requests_per_minute, tokens_per_minute, endpoint, input_file,
+                                  created_at, status)
+             select status || ago || n, 'acme', 'k', 1, 1, '/v1/embeddings', 'file-1', now() - make_interval(days => ago),
+                    status
+               from unnest('{364,366}'::int[]) ago, unnest('{completed,in_progress}'::text[]) status,
+                    generate_series(1, 1100) n",
+        )
+        .await;
+    let pruned = fixture.prune(Retention { ended_job_days: 365, ..FOR_EVER }).await;
+    assert_eq!(pruned, Pruned { batches: 1_100, ..Pruned::default() });
+    let left: i64 = fixture.database.value("select count(*) from batches where status = 'in_progress'").await;
+    assert_eq!(left, 2_200);
+}
+
+#[tokio::test]
 async fn nothing_is_removed_for_ever_nor_while_another_process_removes() {
     let fixture = Fixture::new().await;
     let old = fixture.ended(36_000, None).await;
