@@ -243,7 +243,7 @@ def test_a_client_that_hangs_up_frees_its_place(http, server, endless, stream):
     assert gauge(http, "attune_tokens_total") - before < 8 * 1000, "the answers were computed to their ends"
 
 
-@pytest.mark.parametrize("field", ["user", "store", "service_tier", "reasoning_effort", "safety_identifier", "made_up"])
+@pytest.mark.parametrize("field", ["user", "service_tier", "prompt_cache_key", "verbosity", "safety_identifier", "made_up"])
 def test_a_field_that_nobody_knows_is_ignored(http, field):
     body = {"model": "demo", "messages": HELLO, "max_tokens": 2, field: "x"}
     assert http.post("/v1/chat/completions", json=body).status_code == 200
