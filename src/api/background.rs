@@ -16,20 +16,10 @@ const REST: Duration = Duration::from_secs(10);
 /// Runs every part until all have ended.
 pub(super) async fn run(state: ApiState, inside: Inside) {
     let shutdown = &state.shutdown;
-    let with = || (state.clone(), inside.clone());
     let webhooks = keep("webhooks", shutdown, || webhooks::run(state.clone()));
-    let responses = keep("responses", shutdown, || {
-        let (state, inside) = with();
-        responses::background::run(state, inside)
-    });
-    let batches = keep("batches", shutdown, || {
-        let (state, inside) = with();
-        batches::run(state, inside)
-    });
-    let evals = keep("evals", shutdown, || {
-        let (state, inside) = with();
-        evals::runner::run(state, inside)
-    });
+    let responses = keep("responses", shutdown, || responses::background::run(state.clone(), inside.clone()));
+    let batches = keep("batches", shutdown, || batches::run(state.clone(), inside.clone()));
+    let evals = keep("evals", shutdown, || evals::runner::run(state.clone(), inside.clone()));
     tokio::join!(webhooks, responses, batches, evals);
 }
 
