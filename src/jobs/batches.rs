@@ -116,6 +116,8 @@ pub struct NewBatch {
     pub endpoint: String,
     /// `file-…`
     pub input_file: String,
+    /// Seconds that the output and the error file stay; `None` until they are deleted.
+    pub output_lifetime: Option<i64>,
     /// The client's own notes.
     pub metadata: Option<Map<String, Value>>,
 }
@@ -219,6 +221,7 @@ impl Batches {
             .bind(&new.input_file)
             .bind(new.metadata.map(Json))
             .bind(MAX_UNFINISHED)
+            .bind(new.output_lifetime)
             .fetch_one(&self.store.pool)
             .await?;
         if row.try_get("created")? {

@@ -71,10 +71,11 @@ macro_rules! upload_query {
 }
 
 impl Store {
-    /// Begins an upload of `bytes` bytes.
-    pub async fn add_upload(&self, new: NewFile, bytes: i64) -> Result<Upload> {
+    /// Begins an upload of `bytes` bytes, whose file is to be removed once it is older than `lifetime` seconds.
+    pub async fn add_upload(&self, new: NewFile, bytes: i64, lifetime: Option<i64>) -> Result<Upload> {
         Ok(sqlx::query_as(upload_query!(
-            "insert into uploads (id, organization, filename, purpose, bytes) values ($1, $2, $3, $4, $5) returning",
+            "insert into uploads (id, organization, filename, purpose, bytes, file_lifetime)
+             values ($1, $2, $3, $4, $5, $6) returning",
             ""
         ))
         .bind(new_id("upload_"))
@@ -82,6 +83,7 @@ impl Store {
         .bind(new.filename)
         .bind(new.purpose)
         .bind(bytes)
+        .bind(lifetime)
         .fetch_one(&self.pool)
         .await?)
     }
@@ -175,8 +177,9 @@ impl Store {
                      update uploads set status = 'completed', file = $2
                       where id = $1 and status = 'pending' and expires_at > now() returning *
                  ), filed as (
-                     insert into files (id, organization, filename, purpose, bytes)
-                     select file, organization, filename, purpose, $3 from completed
+                     insert into files (id, organization, filename, purpose, bytes, expires_at)
+                     select file, organization, filename, purpose, $3, now() + make_interval(secs => file_lifetime)
+                       from completed
                  ), gone as (
                      delete from upload_parts using completed where upload = completed.id
                  )

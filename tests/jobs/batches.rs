@@ -32,6 +32,7 @@ impl Fixture {
             tokens_per_minute: 2,
             endpoint: "/v1/embeddings".into(),
             input_file,
+            output_lifetime: None,
             metadata: None,
         };
         match self.batches.create(new).await.unwrap() {

@@ -157,12 +157,47 @@ def test_what_cannot_become_a_batch_is_refused_by_name(client, http):
         ({"endpoint": None}, "endpoint"),
         ({"completion_window": "1h"}, "completion_window"),
         ({"metadata": {"a": 1}}, "metadata"),
-        ({"output_expires_after": {"anchor": "created_at", "seconds": 3600}}, "output_expires_after"),
+        ({"output_expires_after": {"anchor": "created_at", "seconds": 3599}}, "output_expires_after.seconds"),
+        ({"output_expires_after": {"anchor": "last_active_at", "seconds": 3600}}, "output_expires_after.anchor"),
     ]:
         assert fault(http.post("/v1/batches", json={**good, **change}))["param"] == param, change
     form = {"data": {"purpose": "batch"}, "files": {"file": ("batch.txt", b"{}\n")}}
     assert fault(http.post("/v1/files", **form))["message"] == "Invalid file format for Batch API. Must be .jsonl"
     assert fault(http.get("/v1/batches/batch_nobody"), 404)["message"] == "No such Batch object: batch_nobody"
+
+
+def test_the_files_of_a_batch_may_expire(client):
+    lines = [line(0), {**line(1), "body": {"model": "demo", "prompt": "x", "temperature": 9}}]
+    batch = create(client, lines, output_expires_after={"anchor": "created_at", "seconds": 7200})
+    done = wait_for_batch(client, batch)
+    for id in (done.output_file_id, done.error_file_id):
+        file = client.files.retrieve(id)
+        assert file.expires_at == file.created_at + 7200
+    lasting = wait_for_batch(client, create(client, [line(0)]))
+    assert client.files.retrieve(lasting.output_file_id).expires_at is None
+
+
+def test_expired_files_of_a_batch_go_and_its_input_stays_while_it_runs(start_server, endless):
+    server = start_server()
+    after = {"anchor": "created_at", "seconds": 3600}
+    with sdk(server) as client:
+        batch = create(client, [line(0)], output_expires_after=after)
+        output = wait_for_batch(client, batch).output_file_id
+        long = [line(number, max_tokens=900, logit_bias=endless) for number in range(400)]
+        file = client.files.create(file=("batch.jsonl", jsonl(long)), purpose="batch", expires_after=after).id
+        running = client.batches.create(input_file_id=file, endpoint=COMPLETIONS, completion_window="24h")
+        wait_for(lambda: client.batches.retrieve(running.id).status == "in_progress", "the batch")
+    ask_database(server, "update files set expires_at = now() - interval '1 second' where expires_at is not null")
+    # Every start looks for what has expired.
+    server.stop()
+    server.start()
+    with sdk(server) as client:
+        wait_for(lambda: output not in [file.id for file in client.files.list()], "the end of the output file")
+        assert client.batches.retrieve(running.id).status == "in_progress"
+        assert client.files.retrieve(file).id == file
+        client.batches.cancel(running.id)
+        wait_for_batch(client, running)
+    server.stop()
 
 
 def test_batches_are_listed_newest_first_in_pages(client, http):

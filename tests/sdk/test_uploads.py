@@ -134,12 +134,28 @@ def test_an_upload_expires(http, begin, server):
         ({"purpose": "batch", "filename": "a.txt"}, "file"),
         ({"filename": None}, "filename"),
         ({"mime_type": None}, "mime_type"),
-        ({"expires_after": {"anchor": "created_at", "seconds": 3600}}, "expires_after"),
+        ({"expires_after": {"anchor": "created_at", "seconds": 3599}}, "expires_after.seconds"),
+        ({"expires_after": {"anchor": "created_at", "seconds": 2_592_001}}, "expires_after.seconds"),
+        ({"expires_after": {"anchor": "last_active_at", "seconds": 3600}}, "expires_after.anchor"),
+        ({"expires_after": {"anchor": "created_at"}}, "expires_after.seconds"),
+        ({"expires_after": 3600}, "expires_after"),
     ],
 )
 def test_a_wrong_upload_is_refused_by_name(http, more, param):
     body = {"filename": "a.jsonl", "purpose": "fine-tune", "bytes": 10, "mime_type": "text/jsonl", **more}
     assert fault(http.post("/v1/uploads", json=body))["param"] == param
+
+
+def test_the_file_of_an_upload_may_expire(client):
+    after = {"anchor": "created_at", "seconds": 7200}
+    made = client.uploads.create(
+        bytes=2, filename="a.jsonl", mime_type="text/jsonl", purpose="batch", expires_after=after
+    )
+    assert made.expires_at - made.created_at == 3600, "that is the upload's own time"
+    part = client.uploads.parts.create(made.id, data=b"{}")
+    file = client.uploads.complete(made.id, part_ids=[part.id]).file
+    assert file.expires_at == file.created_at + 7200
+    assert client.files.retrieve(file.id).expires_at == file.expires_at
 
 
 def test_another_organisations_upload_is_none(tenants, begin):

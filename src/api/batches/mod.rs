@@ -49,7 +49,7 @@ pub(crate) async fn create(
         let message = format!("The file '{input_file}' was not uploaded with the purpose 'batch'.");
         return Err(Problem::invalid_code("input_file_id", "invalid_value", message));
     }
-    match state.batches.create(request.into_batch(&caller)).await? {
+    match state.batches.create(request.into_batch(&caller)?).await? {
         Created::Batch(batch) => Ok(Json((*batch).into())),
         Created::NoFile => {
             let message = format!("The file '{input_file}' does not exist: upload it with the purpose 'batch' first.");

@@ -6,7 +6,8 @@ use utoipa::ToSchema;
 
 use crate::api::access::auth::Caller;
 use crate::api::http::error::{Problem, Result};
-use crate::api::operations::checks::{check_metadata, not_supported};
+use crate::api::operations::checks::check_metadata;
+use crate::api::operations::lifetimes::ExpiresAfter;
 use crate::jobs::batches::NewBatch;
 
 /// Routes that a batch may ask.
@@ -19,16 +20,15 @@ const WINDOW: &str = "24h";
 pub(crate) struct CreateBatch {
     /// Id of a file with the purpose `batch`: one request on each line.
     pub input_file_id: String,
-    /// `/v1/chat/completions`, `/v1/completions` or `/v1/embeddings`: the `url` of every line.
+    /// `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings` or `/v1/responses`: the `url` of every line.
     pub endpoint: String,
     /// Always `24h`: what has not been answered by then goes to the error file.
     pub completion_window: String,
     /// Up to 16 notes of your own: names of up to 64 characters, texts of up to 512.
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Map<String, Value>>,
-    /// Not supported: the files stay until they are deleted.
-    #[schema(value_type = Option<Object>)]
-    pub output_expires_after: Option<Value>,
+    /// When to remove the output and the error file; without this they stay until they are deleted.
+    pub output_expires_after: Option<ExpiresAfter>,
 }
 
 impl CreateBatch {
@@ -43,25 +43,30 @@ impl CreateBatch {
             let message = format!("'completion_window' must be '{WINDOW}'.");
             return Err(Problem::invalid_code("completion_window", "invalid_value", message));
         }
-        if self.output_expires_after.is_some() {
-            return Err(not_supported("output_expires_after"));
-        }
+        self.output_lifetime()?;
         check_metadata(self.metadata.as_ref())
     }
 
+    /// Returns the seconds that the batch's files stay; `None` until they are deleted.
+    fn output_lifetime(&self) -> Result<Option<i64>> {
+        self.output_expires_after.as_ref().map(|given| given.lifetime("output_expires_after")).transpose()
+    }
+
     /// Returns the batch of the caller.
-    pub(super) fn into_batch(self, caller: &Caller) -> NewBatch {
+    pub(super) fn into_batch(self, caller: &Caller) -> Result<NewBatch> {
+        let output_lifetime = self.output_lifetime()?;
         let limits = caller.limiter.allowance();
         let whole = |limit: u64| i64::try_from(limit).unwrap_or(i64::MAX);
-        NewBatch {
+        Ok(NewBatch {
             organization: caller.organization.to_string(),
             api_key: caller.key.to_string(),
             requests_per_minute: whole(limits.requests_per_minute),
             tokens_per_minute: whole(limits.tokens_per_minute),
             endpoint: self.endpoint,
             input_file: self.input_file_id,
+            output_lifetime,
             metadata: self.metadata,
-        }
+        })
     }
 }
 
@@ -81,13 +86,15 @@ mod tests {
         let fine = r#","endpoint":"/v1/embeddings","completion_window":"24h","metadata":{"a":"b"}"#;
         assert_eq!(param(fine), None);
         assert_eq!(param(&format!(r#"{fine},"output_expires_after":null"#)), None);
+        let day = r#","output_expires_after":{"anchor":"created_at","seconds":86400}"#;
+        assert_eq!(param(&format!("{fine}{day}")), None);
         for (more, at_fault) in [
             (r#","completion_window":"24h""#, "endpoint"),
             (r#","endpoint":"/v1/moderations","completion_window":"24h""#, "endpoint"),
             (r#","endpoint":"/v1/embeddings","completion_window":"1h""#, "completion_window"),
             (
-                &format!(r#"{fine},"output_expires_after":{{"anchor":"created_at","seconds":3600}}"#),
-                "output_expires_after",
+                &format!(r#"{fine},"output_expires_after":{{"anchor":"created_at","seconds":60}}"#),
+                "output_expires_after.seconds",
             ),
         ] {
             assert_eq!(param(more).as_deref(), Some(at_fault), "{more}");

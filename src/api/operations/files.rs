@@ -21,7 +21,7 @@ use crate::api::http::list::{BoundedPageOf, Cursor};
 use crate::api::http::pace::Pace;
 use crate::api::http::query::Query;
 use crate::api::http::upload;
-use crate::api::operations::checks::within;
+use crate::api::operations::lifetimes;
 use crate::datasets::parse::shorten;
 use crate::off_thread::off_thread;
 use crate::store::files::{File, NewFile};
@@ -227,15 +227,11 @@ fn lifetime([anchor, seconds]: &[Option<String>; 2]) -> Result<Option<i64>> {
         (_, None) => return Err(Problem::missing("expires_after[seconds]")),
         (Some(anchor), Some(seconds)) => (anchor, seconds),
     };
-    if anchor != "created_at" {
-        let message = format!("'{}' is not an anchor: use created_at.", shorten(&anchor));
-        return Err(Problem::invalid_code("expires_after[anchor]", "invalid_value", message));
-    }
     let Ok(seconds) = seconds.trim().parse::<i64>() else {
         let reason = format!("expected a whole number, got \"{}\"", shorten(&seconds));
         return Err(Problem::wrong_type("expires_after[seconds]", &reason));
     };
-    within("expires_after[seconds]", Some(seconds), 3_600, 2_592_000)
+    lifetimes::lifetime(&anchor, seconds, ["expires_after[anchor]", "expires_after[seconds]"]).map(Some)
 }
 
 /// Checks what a file of the purpose holds. The lines of a batch are checked when it is created, which tells more.

@@ -15,8 +15,9 @@ use crate::api::http::form::Form;
 use crate::api::http::pace::Pace;
 use crate::api::http::upload;
 use crate::api::http::values;
-use crate::api::operations::checks::{no_longer_than, not_supported};
+use crate::api::operations::checks::no_longer_than;
 use crate::api::operations::files::{FileObject, check_content, check_purpose};
+use crate::api::operations::lifetimes::ExpiresAfter;
 use crate::store::files::NewFile;
 use crate::store::uploads::Upload;
 
@@ -38,9 +39,8 @@ pub(crate) struct CreateUpload {
     pub bytes: i64,
     /// Media type of the file; any is taken.
     pub mime_type: String,
-    /// Not supported: files stay until they are deleted.
-    #[schema(value_type = Option<Object>)]
-    pub expires_after: Option<serde_json::Value>,
+    /// When to remove the file; without this it stays until it is deleted.
+    pub expires_after: Option<ExpiresAfter>,
 }
 
 /// The form of a part.
@@ -110,9 +110,7 @@ pub(crate) async fn create(
     caller: Caller,
     Body(request): Body<CreateUpload>,
 ) -> Result<Json<UploadObject>, Problem> {
-    if request.expires_after.is_some() {
-        return Err(not_supported("expires_after"));
-    }
+    let lifetime = request.expires_after.map(|given| given.lifetime("expires_after")).transpose()?;
     check_purpose(&request.purpose, &request.filename)?;
     no_longer_than("mime_type", Some(&request.mime_type), MAX_NAME)?;
     let most = state.config.limits.max_file_bytes as i64;
@@ -125,7 +123,7 @@ pub(crate) async fn create(
     }
     let filename = request.filename.chars().take(MAX_NAME).collect();
     let new = NewFile { organization: caller.organization.to_string(), filename, purpose: request.purpose };
-    let upload = state.store.add_upload(new, request.bytes).await?;
+    let upload = state.store.add_upload(new, request.bytes, lifetime).await?;
     Ok(Json(UploadObject::new(upload, None)))
 }
 

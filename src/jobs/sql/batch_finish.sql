@@ -11,8 +11,9 @@ with changed as (
        and status = case $3 when 'completed' then 'finalizing' when 'cancelled' then 'cancelling' else 'in_progress' end
     returning *
 ), filed as (
-    insert into files (id, organization, filename, purpose, bytes)
-    select file, organization, changed.id || '_' || kind || '.jsonl', 'batch_output', bytes
+    insert into files (id, organization, filename, purpose, bytes, expires_at)
+    select file, organization, changed.id || '_' || kind || '.jsonl', 'batch_output', bytes,
+           now() + make_interval(secs => output_lifetime)
       from changed, unnest(array[$4, $5]::text[], array['output', 'error'], array[$6, $7]::bigint[])
                  as made (file, kind, bytes)
      where file is not null
