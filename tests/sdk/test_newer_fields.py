@@ -109,11 +109,25 @@ def test_allowed_tools_restrict_the_calls_and_the_model_is_shown_all(client):
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
         ({"web_search_options": {}}, "web_search_options"),
-        ({"tools": [{"type": "custom", "custom": {"name": "code"}}]}, "tools[0].type"),
         (
             {"tools": [{"type": "custom", "custom": {"name": "c", "format": {"type": "grammar", "grammar": {}}}}]},
-            "tools[0].type",
+            "tools[0].custom.format",
         ),
+        (
+            {
+                "tools": [
+                    {
+                        "type": "custom",
+                        "custom": {
+                            "name": "c",
+                            "format": {"type": "grammar", "grammar": {"syntax": "regex", "definition": "(?=a)b"}},
+                        },
+                    }
+                ]
+            },
+            "tools[0].custom.format",
+        ),
+        ({"tools": [{"type": "custom"}]}, "tools[0].custom"),
         ({"tools": TOOLS, "tool_choice": {"type": "custom", "custom": {"name": "code"}}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": allowed("auto", "stocks")}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": allowed("auto")}, "tool_choice.allowed_tools.tools"),

@@ -2,6 +2,7 @@
 that nobody waits for."""
 
 import json
+import re
 from typing import Literal
 
 import attunelib
@@ -227,6 +228,29 @@ def test_a_custom_tool_is_called_with_a_text(http):
         assert text_of(ask(http, input=[output], previous_response_id=response["id"]))
 
 
+def test_the_input_of_a_custom_tool_streams_and_follows_its_grammar(http):
+    format = {"type": "grammar", "syntax": "regex", "definition": "[0-2][0-9]:[0-5][0-9]"}
+    tools = [{"type": "custom", "name": "alarm", "format": format}, *TOOLS]
+    choice = {"type": "custom", "name": "alarm"}
+    for seed in range(3):
+        events = stream(http, tools=tools, tool_choice=choice, seed=seed, temperature=1, max_output_tokens=200)
+        added = next(event for event in events if event["type"] == "response.output_item.added")["item"]
+        assert (added["type"], added["name"], added["input"]) == ("custom_tool_call", "alarm", "")
+        assert added["id"].startswith("ctc_") and added["call_id"].startswith("call_")
+        deltas = [event for event in events if event["type"] == "response.custom_tool_call_input.delta"]
+        (done,) = [event for event in events if event["type"] == "response.custom_tool_call_input.done"]
+        assert {event["item_id"] for event in [*deltas, done]} == {added["id"]}
+        assert len(deltas) > 1
+        assert "".join(event["delta"] for event in deltas) == done["input"]
+        assert re.fullmatch("[0-2][0-9]:[0-5][0-9]", done["input"])
+        (item,) = events[-1]["response"]["output"]
+        assert item == {**added, "input": done["input"], "status": "completed"}
+        assert events[-1]["response"]["tools"][0]["format"] == format
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [choice]}
+    response = ask(http, tools=tools, tool_choice=allowed, parallel_tool_calls=False, max_output_tokens=200)
+    assert [item["type"] for item in response["output"]] == ["custom_tool_call"]
+
+
 def test_tools_of_servers_are_left_out_by_name(http):
     body = {"model": "demo", "input": "Hello", "max_output_tokens": 5, "tools": [{"type": "web_search"}, *TOOLS]}
     answer = http.post("/v1/responses", json=body)
@@ -384,6 +408,15 @@ def test_a_long_conversation_is_refused_or_loses_its_oldest_messages(http):
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [{"type": "custom", "name": "c", "format": {"type": "grammar"}}]}, "tools[0].format"),
+        (
+            {"tools": [{"type": "custom", "name": "c", "format": {"type": "grammar", "syntax": "lark", "definition": "x"}}]},
+            "tools[0].format",
+        ),
+        (
+            {"tools": [{"type": "custom", "name": "c", "format": {"type": "grammar", "syntax": "regex", "definition": "("}}]},
+            "tools[0].format",
+        ),
+        ({"tools": [{"type": "custom", "name": "a b"}]}, "tools[0].name"),
         ({"background": True, "store": False}, "background"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),

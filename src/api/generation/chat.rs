@@ -1,10 +1,13 @@
 //! `POST /chat/completions`: the assistant's answer to a conversation, rendered with the model's own template.
 //!
 //! This file holds the handler. [`request`] is the body that it reads, with the fields of [`messages`],
-//! [`template_fields`] and [`format`]; [`tools`] checks the tools and writes their grammar. [`response`] holds the
-//! bodies of answers, with the calls that [`tool_calls`] finds, and [`recording`] keeps those that are to be stored.
+//! [`template_fields`] and [`format`]; [`tools`] checks the tools, with [`custom_tools`], and writes their grammar.
+//! [`response`] holds the bodies of answers, with the calls that [`tool_calls`] finds and the texts that [`custom_input`]
+//! reads, and [`recording`] keeps those that are to be stored.
 //! `responses` asks for its answers by the same body.
 
+mod custom_input;
+mod custom_tools;
 mod format;
 mod messages;
 mod recording;
@@ -23,11 +26,14 @@ use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use serde_json::Value;
 
+pub(crate) use self::custom_input::{InputReader, arguments_of};
 pub(crate) use self::format::ResponseFormat;
 pub(crate) use self::format::{JsonSchemaFormat, check_name};
 pub(crate) use self::messages::{ChatContent, ChatMessage, MessageFunction, MessageToolCall};
 use self::recording::{Recorded, Recording};
-pub(crate) use self::request::{ChatRequest, FunctionDefinition, FunctionName, NamedTool, Tool, ToolChoice};
+pub(crate) use self::request::{
+    ChatRequest, CustomDefinition, FunctionDefinition, FunctionName, NamedTool, Tool, ToolChoice,
+};
 pub(crate) use self::response::ChatCompletion;
 use self::response::{ChatChoice, ChatCompletionChunk, Writer};
 pub(crate) use self::template_fields::TemplateFields;
@@ -208,6 +214,7 @@ impl ChatRequest {
         let calls = CallFormat {
             syntax,
             names: tools.names(),
+            custom: tools.custom(),
             required: tools.required,
             json_answers: response.is_some() && !tools.required,
             legacy: tools.legacy,
@@ -264,7 +271,8 @@ fn compile_calls(
 }
 
 fn refused(param: &str, reason: &str) -> Problem {
-    let message = format!("'{param}' has a JSON schema that is not supported: {reason}.");
+    let what = if param.ends_with(".format") { "grammar" } else { "JSON schema" };
+    let message = format!("'{param}' has a {what} that is not supported: {reason}.");
     Problem::invalid_code(param, "invalid_schema", message)
 }
 

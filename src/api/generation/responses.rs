@@ -162,11 +162,11 @@ impl Prepared {
     async fn of(state: &ApiState, target: Target, request: &CreateResponse, asked: Asked) -> Result<Self> {
         let model = Arc::clone(target.model());
         let shows_tokens = request.logprobs().is_some();
-        let Asked { chat, custom, is_structured, truncates, tools, text, reasoning, tool_choice, .. } = asked;
+        let Asked { chat, is_structured, truncates, tools, text, reasoning, tool_choice, .. } = asked;
         let (plan, calls, loosened) = plan(state, target, chat, truncates).await?;
         let prompt = plan.prompts.first().map(AsRef::as_ref).unwrap_or_default();
         let thinks = thinks(&model, prompt, is_structured, calls.as_ref());
-        let reading = Reading { thinks, calls, custom, tokens: shows_tokens.then(|| TokenTexts::new(model)) };
+        let reading = Reading { thinks, calls, tokens: shows_tokens.then(|| TokenTexts::new(model)) };
         let sampling = &plan.request.sampling;
         let response = ResponseObject {
             id: String::new(),

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::custom_input::arguments_of;
 use crate::api::http::error::{Problem, Result};
 use crate::model::chat::{
     Message, MessageFault, WrittenCall, WrittenContent, WrittenFunction, WrittenMessage, WrittenPart,
@@ -65,12 +66,39 @@ pub(crate) struct ContentPart {
 pub(crate) struct MessageToolCall {
     /// The id that the answer to it names.
     pub id: String,
-    /// Always `function`.
+    /// `function`, as it is without this, or `custom`.
     #[serde(rename = "type")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// What was called.
-    pub function: MessageFunction,
+    /// The function that was called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function: Option<MessageFunction>,
+    /// The custom tool that was called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub custom: Option<MessageCustom>,
+}
+
+/// A custom tool with its input.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct MessageCustom {
+    /// The tool.
+    pub name: String,
+    /// Its input.
+    pub input: String,
+}
+
+impl MessageToolCall {
+    /// Returns what was called as a function, and its type; an error is the name of the field that is missing.
+    fn called(self) -> Result<(Option<String>, MessageFunction), &'static str> {
+        match (self.kind.as_deref(), self.function, self.custom) {
+            (Some("custom"), _, Some(MessageCustom { name, input })) => {
+                Ok((None, MessageFunction { name, arguments: arguments_of(&input) }))
+            }
+            (Some("custom"), _, None) => Err("custom"),
+            (_, Some(function), _) => Ok((self.kind, function)),
+            (_, None, _) => Err("function"),
+        }
+    }
 }
 
 /// A function with its arguments.
@@ -94,6 +122,11 @@ impl ChatMessage {
     fn read(&self, index: usize) -> Result<Message> {
         let missing =
             |field: &str, message: &str| MessageFault { field: field.into(), missing: true, message: message.into() };
+        for (number, call) in self.tool_calls.iter().flatten().enumerate() {
+            if let Err(field) = call.clone().called() {
+                return Err(Problem::missing(format!("messages[{index}].tool_calls[{number}].{field}")));
+            }
+        }
         let checked = match self.role.as_str() {
             "tool" if self.tool_call_id.is_none() => {
                 Err(missing("tool_call_id", "A message of the role 'tool' must name the call that it answers."))
@@ -116,15 +149,18 @@ impl From<ChatMessage> for WrittenMessage {
             ChatContent::Text(text) => WrittenContent::Text(text),
             ChatContent::Parts(parts) => WrittenContent::Parts(parts.into_iter().map(Into::into).collect()),
         };
-        let call =
-            |MessageToolCall { id, kind, function }| WrittenCall { id: Some(id), kind, function: function.into() };
+        // `read` has refused calls of nothing.
+        let call = |call: MessageToolCall| {
+            let id = Some(call.id.clone());
+            call.called().ok().map(|(kind, function)| WrittenCall { id, kind, function: function.into() })
+        };
         Self {
             role: message.role,
             content: message.content.map(content),
             reasoning_content: message.reasoning_content,
             refusal: message.refusal,
             name: message.name,
-            tool_calls: message.tool_calls.map(|calls| calls.into_iter().map(call).collect()),
+            tool_calls: message.tool_calls.map(|calls| calls.into_iter().filter_map(call).collect()),
             tool_call_id: message.tool_call_id,
             function_call: message.function_call.map(Into::into),
         }
@@ -171,6 +207,22 @@ mod tests {
         ] {
             let Err(problem) = read(wrong) else { panic!("{field} was not refused") };
             assert_eq!(problem.error.param.as_deref(), Some(field));
+        }
+    }
+
+    #[test]
+    fn a_call_of_a_custom_tool_is_one_of_a_function_of_one_text() {
+        let said = |call: Value| json!([{"role": "assistant", "tool_calls": [call]}]);
+        let custom = json!({"id": "x", "type": "custom", "custom": {"name": "f", "input": "a\"b"}});
+        let arguments = "{\"input\":\"a\\\"b\"}";
+        let function = json!({"id": "x", "type": "function", "function": {"name": "f", "arguments": arguments}});
+        assert_eq!(read(said(custom)).expect("fine"), read(said(function)).expect("fine"));
+        for (call, field) in [
+            (json!({"id": "x", "type": "custom", "function": {"name": "f", "arguments": "{}"}}), "custom"),
+            (json!({"id": "x", "custom": {"name": "f", "input": ""}}), "function"),
+        ] {
+            let problem = read(said(call)).expect_err(field);
+            assert_eq!(problem.error.param, Some(format!("messages[0].tool_calls[0].{field}").into()));
         }
     }
 

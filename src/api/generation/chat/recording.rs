@@ -157,12 +157,14 @@ impl AssistantMessage {
             self.content.get_or_insert_default().push_str(text);
         }
         for call in &delta.tool_calls {
-            if let (Some(id), Some(name)) = (&call.id, &call.function.name) {
-                let function = FunctionCall { name: name.clone(), arguments: String::new() };
-                self.tool_calls.push(ToolCall { id: id.clone(), kind: "function", function });
+            let function = call.function.as_ref().map(|function| (&function.name, &function.arguments));
+            let custom = call.custom.as_ref().map(|custom| (&custom.name, &custom.input));
+            let Some((name, text)) = function.or(custom) else { continue };
+            if let (Some(id), Some(name)) = (&call.id, name) {
+                self.tool_calls.push(ToolCall::new(id.clone(), name.clone(), custom.is_some()));
             }
             if let Some(whole) = self.tool_calls.get_mut(call.index) {
-                whole.function.arguments.push_str(&call.function.arguments);
+                whole.push(text);
             }
         }
         if let Some(call) = &delta.function_call {
@@ -210,7 +212,7 @@ impl Chunks for Recorded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::generation::chat::response::{FunctionDelta, ToolCallDelta};
+    use crate::api::generation::chat::response::{CustomDelta, FunctionDelta, ToolCallDelta};
 
     #[test]
     fn the_parts_of_a_streamed_message_add_up_to_the_whole() {
@@ -219,7 +221,18 @@ mod tests {
                 index,
                 id: id.map(str::to_owned),
                 kind: id.map(|_| "function"),
-                function: FunctionDelta { name: name.map(str::to_owned), arguments: arguments.into() },
+                function: Some(FunctionDelta { name: name.map(str::to_owned), arguments: arguments.into() }),
+                custom: None,
+            }],
+            ..Delta::default()
+        };
+        let custom = |id: Option<&str>, name: Option<&str>, input: &str| Delta {
+            tool_calls: vec![ToolCallDelta {
+                index: 2,
+                id: id.map(str::to_owned),
+                kind: id.map(|_| "custom"),
+                function: None,
+                custom: Some(CustomDelta { name: name.map(str::to_owned), input: input.into() }),
             }],
             ..Delta::default()
         };
@@ -232,6 +245,8 @@ mod tests {
             call(0, None, None, "1}"),
             call(1, Some("call_2"), Some("g"), ""),
             call(1, None, None, "{}"),
+            custom(Some("call_3"), Some("c"), ""),
+            custom(None, None, "a\""),
         ] {
             message.add(&delta);
         }
@@ -240,7 +255,11 @@ mod tests {
         assert_eq!(shown["content"], "Wait.");
         assert_eq!(
             shown["tool_calls"],
-            serde_json::json!([call("call_1", "f", "{\"a\":1}"), call("call_2", "g", "{}")])
+            serde_json::json!([
+                call("call_1", "f", "{\"a\":1}"),
+                call("call_2", "g", "{}"),
+                {"id": "call_3", "type": "custom", "custom": {"name": "c", "input": "a\""}},
+            ])
         );
     }
 }

@@ -130,15 +130,32 @@ pub(crate) struct ChatRequest {
 }
 
 /// A tool that the model may call.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Tool {
-    /// Only `function` is supported.
+    /// `function`, or `custom`, which takes a text.
     #[serde(rename = "type")]
     pub kind: String,
-    /// What it is. Left out by tools of other types, which are refused by their type.
-    #[serde(default)]
-    #[schema(required = true)]
-    pub function: FunctionDefinition,
+    /// What a function is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function: Option<FunctionDefinition>,
+    /// What a custom tool is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub custom: Option<CustomDefinition>,
+}
+
+/// A custom tool that the model may call.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+pub(crate) struct CustomDefinition {
+    /// Up to 64 letters, digits, `_` and `-`.
+    pub name: String,
+    /// What it does, for the model to read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// The form of its input: `{"type": "text"}`, which is any text, or
+    /// `{"type": "grammar", "grammar": {"syntax": "regex", "definition": "…"}}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub format: Option<Value>,
 }
 
 /// A function that the model may call.
@@ -164,16 +181,16 @@ pub(crate) struct FunctionDefinition {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(
     untagged,
-    expecting = "expected none, auto, required, {\"type\": \"function\", \"function\": {\"name\": \"…\"}} or \
-                 {\"type\": \"allowed_tools\", \"allowed_tools\": {\"mode\": \"auto\", \"tools\": […]}}"
+    expecting = "expected none, auto, required, {\"type\": \"function\", \"function\": {\"name\": \"…\"}}, the same \
+                 with custom, or {\"type\": \"allowed_tools\", \"allowed_tools\": {\"mode\": \"auto\", \"tools\": […]}}"
 )]
 pub(crate) enum ToolChoice {
     /// `none`, `auto` or `required`.
     Mode(String),
-    /// This one.
-    Named(NamedTool),
     /// Some of them.
     Allowed(AllowedChoice),
+    /// This one.
+    Named(NamedTool),
 }
 
 /// The tools that may be called, among those that the model is shown.
@@ -195,14 +212,34 @@ pub(crate) struct AllowedTools {
     pub tools: Vec<NamedTool>,
 }
 
-/// The one tool to call.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+/// A tool by its type and name.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub(crate) struct NamedTool {
-    /// Only `function` is supported.
+    /// `function` or `custom`.
     #[serde(rename = "type")]
     pub kind: String,
     /// The function.
-    pub function: FunctionName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function: Option<FunctionName>,
+    /// The custom tool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub custom: Option<FunctionName>,
+}
+
+impl NamedTool {
+    /// Returns the name under its type; errors name fields below `param`.
+    pub(super) fn name(&self, param: &str) -> Result<&str> {
+        let named = match self.kind.as_str() {
+            "function" => &self.function,
+            "custom" => &self.custom,
+            other => {
+                let message = format!("'{other}' is not a supported type of tools: use 'function' or 'custom'.");
+                return Err(Problem::invalid_code(format!("{param}.type"), "invalid_value", message));
+            }
+        };
+        let named = named.as_ref().ok_or_else(|| Problem::missing(format!("{param}.{}", self.kind)))?;
+        Ok(&named.name)
+    }
 }
 
 /// A function by its name.

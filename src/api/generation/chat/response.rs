@@ -3,6 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::custom_input::InputReader;
 use super::tool_calls::{CallFormat, CallParser, FunctionCall, Part, ToolCall, new_call_id};
 use crate::api::generation::generate::Answer;
 use crate::api::generation::generate::body::{Chunks, SERVICE_TIER, SYSTEM_FINGERPRINT, Usage, UsageKey, reason_name};
@@ -108,21 +109,29 @@ impl ChatChoice {
         let mut parser = CallParser::new(format);
         let mut parts = parser.push(format, &answer.text);
         parts.extend(parser.finish(format));
+        let mut input: Option<InputReader> = None;
         for part in parts {
             match part {
                 Part::Content(text) => message.content.get_or_insert_default().push_str(&text),
                 Part::Call { name, .. } => {
-                    let function = FunctionCall { name, arguments: String::new() };
-                    message.tool_calls.push(ToolCall { id: new_call_id(), kind: "function", function });
+                    let is_custom = format.custom.contains(&name);
+                    input = is_custom.then(InputReader::default);
+                    message.tool_calls.push(ToolCall::new(new_call_id(), name, is_custom));
                 }
-                Part::Arguments { index, text } => message.tool_calls[index].function.arguments.push_str(&text),
+                Part::Arguments { index, text } => {
+                    let text = match &mut input {
+                        Some(reader) => reader.push(&text),
+                        None => text,
+                    };
+                    message.tool_calls[index].push(&text);
+                }
             }
         }
         if message.tool_calls.is_empty() {
             message.content.get_or_insert_default();
         }
         if format.legacy {
-            message.function_call = message.tool_calls.pop().map(|call| call.function);
+            message.function_call = message.tool_calls.pop().and_then(|call| call.function);
         }
         Self { index, message, logprobs, finish_reason: finish_reason(answer.reason, &parser, format) }
     }
@@ -198,11 +207,25 @@ pub(super) struct ToolCallDelta {
     /// Where the call begins.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Always `function`; where the call begins.
+    /// `function` or `custom`; where the call begins.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<&'static str>,
-    /// What is called.
-    pub function: FunctionDelta,
+    /// The function that is called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function: Option<FunctionDelta>,
+    /// The custom tool that is called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub custom: Option<CustomDelta>,
+}
+
+/// What is new in a custom tool with its input.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct CustomDelta {
+    /// The tool, where the call begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// More of its input.
+    pub input: String,
 }
 
 /// What is new in a function with its arguments.
@@ -232,6 +255,8 @@ pub(super) struct Writer {
 /// Parses one streamed answer that may have calls.
 pub(super) struct ChoiceParser {
     parser: CallParser,
+    /// Reads the input of the custom tool that is being called.
+    input: Option<InputReader>,
     /// True until something other than the role was sent.
     silent: bool,
 }
@@ -261,20 +286,34 @@ impl Writer {
     }
 }
 
-/// Returns the change of a message that a part of an answer makes.
-fn part_delta(part: Part, legacy: bool) -> Delta {
-    let (index, id, function) = match part {
-        Part::Content(text) => return Delta { content: Some(text), ..Delta::default() },
-        Part::Call { index, name } => {
-            (index, Some(new_call_id()), FunctionDelta { name: Some(name), arguments: String::new() })
-        }
-        Part::Arguments { index, text } => (index, None, FunctionDelta { name: None, arguments: text }),
-    };
-    if legacy {
-        return Delta { function_call: Some(function), ..Delta::default() };
+impl ChoiceParser {
+    /// Returns the change of a message that a part of an answer makes; `None` if it shows nothing yet.
+    fn delta(&mut self, part: Part, format: &CallFormat) -> Option<Delta> {
+        let (index, id, name, text) = match part {
+            Part::Content(text) => return Some(Delta { content: Some(text), ..Delta::default() }),
+            Part::Call { index, name } => {
+                self.input = format.custom.contains(&name).then(InputReader::default);
+                (index, Some(new_call_id()), Some(name), String::new())
+            }
+            Part::Arguments { index, text } => (index, None, None, text),
+        };
+        let call = if let Some(reader) = &mut self.input {
+            let input = reader.push(&text);
+            if id.is_none() && input.is_empty() {
+                return None;
+            }
+            let (kind, custom) = (id.is_some().then_some("custom"), Some(CustomDelta { name, input }));
+            ToolCallDelta { index, id, kind, function: None, custom }
+        } else {
+            let function = FunctionDelta { name, arguments: text };
+            if format.legacy {
+                return Some(Delta { function_call: Some(function), ..Delta::default() });
+            }
+            let kind = id.is_some().then_some("function");
+            ToolCallDelta { index, id, kind, function: Some(function), custom: None }
+        };
+        Some(Delta { tool_calls: vec![call], ..Delta::default() })
     }
-    let kind = id.is_some().then_some("function");
-    Delta { tool_calls: vec![ToolCallDelta { index, id, kind, function }], ..Delta::default() }
 }
 
 impl Chunks for Writer {
@@ -293,7 +332,7 @@ impl Chunks for Writer {
                 let choice = choice_parser(&mut self.parsers, format, index);
                 let parts = choice.parser.push(format, &text);
                 choice.silent &= parts.is_empty();
-                parts.into_iter().map(|part| part_delta(part, format.legacy)).collect()
+                parts.into_iter().filter_map(|part| choice.delta(part, format)).collect()
             }
         };
         let mut chunks: Vec<_> = deltas.into_iter().map(|delta| self.delta(index, delta, None)).collect();
@@ -316,8 +355,9 @@ impl Chunks for Writer {
         if choice.silent && parts.is_empty() {
             parts.push(Part::Content(String::new()));
         }
-        let (reason, legacy) = (finish_reason(reason, &choice.parser, format), format.legacy);
-        let rest = parts.into_iter().map(|part| self.delta(index, part_delta(part, legacy), None));
+        let reason = finish_reason(reason, &choice.parser, format);
+        let rest: Vec<Delta> = parts.into_iter().filter_map(|part| choice.delta(part, format)).collect();
+        let rest = rest.into_iter().map(|delta| self.delta(index, delta, None));
         rest.chain([self.delta(index, Delta::default(), Some(reason))]).collect()
     }
 
@@ -328,7 +368,7 @@ impl Chunks for Writer {
 
 fn choice_parser<'a>(parsers: &'a mut Vec<ChoiceParser>, format: &CallFormat, index: usize) -> &'a mut ChoiceParser {
     while parsers.len() <= index {
-        parsers.push(ChoiceParser { parser: CallParser::new(format), silent: true });
+        parsers.push(ChoiceParser { parser: CallParser::new(format), input: None, silent: true });
     }
     &mut parsers[index]
 }
@@ -351,7 +391,7 @@ mod tests {
 
     fn calls(legacy: bool) -> CallFormat {
         let (syntax, names) = (ToolSyntax::HERMES, vec!["f".into()]);
-        CallFormat { syntax, names, required: false, json_answers: false, legacy }
+        CallFormat { syntax, names, custom: Vec::new(), required: false, json_answers: false, legacy }
     }
 
     fn choices(chunks: &[ChatCompletionChunk]) -> Vec<Value> {
@@ -391,6 +431,26 @@ mod tests {
     }
 
     #[test]
+    fn a_custom_tool_streams_its_input_as_a_text() {
+        const CALL: &str = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"input\": \"a\\n\\\"b\"}}\n</tool_call>";
+        let format = CallFormat { custom: vec!["f".into()], ..calls(false) };
+        let mut writer = writer(Some(format.clone()));
+        let mut chunks: Vec<_> = CALL.chars().flat_map(|character| writer.text(0, character.into(), None)).collect();
+        chunks.extend(writer.end(0, FinishReason::Stop));
+        let sent = choices(&chunks);
+        let first = &sent[0]["delta"]["tool_calls"][0];
+        assert_eq!((&first["type"], &first["custom"]), (&json!("custom"), &json!({"name": "f", "input": ""})));
+        let inputs = sent.iter().filter_map(|choice| choice["delta"]["tool_calls"][0]["custom"]["input"].as_str());
+        assert_eq!(inputs.collect::<Vec<_>>(), ["", "a", "\n", "\"", "b"]);
+        assert_eq!(sent.last().expect("one")["finish_reason"], "tool_calls");
+        let whole = ChatChoice::new(0, answer(CALL, FinishReason::Stop), None, Some(&format));
+        let mut whole = serde_json::to_value(whole).expect("JSON");
+        whole["message"]["tool_calls"][0]["id"].take();
+        let call = json!({"id": null, "type": "custom", "custom": {"name": "f", "input": "a\n\"b"}});
+        assert_eq!(whole["message"]["tool_calls"], json!([call]));
+    }
+
+    #[test]
     fn the_older_form_has_one_call_without_number_and_id() {
         let mut writer = writer(Some(calls(true)));
         let mut chunks = writer.text(0, CALL.into(), None);
@@ -412,7 +472,8 @@ mod tests {
     fn a_call_that_was_cut_keeps_what_arrived_and_its_reason() {
         let answer = answer(&CALL[..CALL.len() - 15], FinishReason::Length);
         let choice = ChatChoice::new(0, answer, None, Some(&calls(false)));
-        assert_eq!(choice.message.tool_calls[0].function.arguments, "{\"a\": 1");
+        let function = choice.message.tool_calls[0].function.as_ref().expect("a function");
+        assert_eq!(function.arguments, "{\"a\": 1");
         assert_eq!(choice.finish_reason, "length");
     }
 }

@@ -12,11 +12,45 @@ use crate::model::tool_syntax::ToolSyntax;
 pub(crate) struct ToolCall {
     /// `call_…`
     pub id: String,
-    /// Always `function`.
+    /// `function` or `custom`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// What is called.
-    pub function: FunctionCall,
+    /// The function that is called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function: Option<FunctionCall>,
+    /// The custom tool that is called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub custom: Option<CustomCall>,
+}
+
+/// A custom tool with its input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub(crate) struct CustomCall {
+    /// The tool.
+    pub name: String,
+    /// Its input, cut short where the answer was.
+    pub input: String,
+}
+
+impl ToolCall {
+    /// Begins a call.
+    pub(super) fn new(id: String, name: String, is_custom: bool) -> Self {
+        if is_custom {
+            let custom = Some(CustomCall { name, input: String::new() });
+            Self { id, kind: "custom", function: None, custom }
+        } else {
+            let function = Some(FunctionCall { name, arguments: String::new() });
+            Self { id, kind: "function", function, custom: None }
+        }
+    }
+
+    /// Adds to the arguments of a function, or to the input of a custom tool.
+    pub(super) fn push(&mut self, text: &str) {
+        let call = self.function.as_mut().map(|function| &mut function.arguments);
+        if let Some(whole) = call.or(self.custom.as_mut().map(|custom| &mut custom.input)) {
+            whole.push_str(text);
+        }
+    }
 }
 
 /// A function with its arguments.
@@ -46,6 +80,8 @@ pub(crate) struct CallFormat {
     pub syntax: ToolSyntax,
     /// Functions that may be called.
     pub names: Vec<String>,
+    /// Those that are custom tools.
+    pub custom: Vec<String>,
     /// True if the answer has nothing but calls.
     pub required: bool,
     /// True if the answer may be JSON, which can look like a call at first.

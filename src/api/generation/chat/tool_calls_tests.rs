@@ -3,7 +3,8 @@
 use super::*;
 
 fn format(syntax: ToolSyntax, required: bool, json_answers: bool) -> CallFormat {
-    CallFormat { syntax, names: vec!["get".into(), "get_all".into()], required, json_answers, legacy: false }
+    let names = vec!["get".into(), "get_all".into()];
+    CallFormat { syntax, names, custom: Vec::new(), required, json_answers, legacy: false }
 }
 
 /// Parses `pieces` and returns their parts, with neighbours joined.

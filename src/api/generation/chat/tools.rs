@@ -5,7 +5,9 @@ use axum::http::HeaderValue;
 use serde_json::{Value, json};
 
 use super::format::check_name;
-use super::request::{AllowedChoice, AllowedTools, ChatRequest, FunctionChoice, FunctionDefinition, Tool, ToolChoice};
+use super::request::{
+    AllowedChoice, AllowedTools, ChatRequest, FunctionChoice, FunctionDefinition, NamedTool, Tool, ToolChoice,
+};
 use super::schema::{SCHEMA_BYTES, checked};
 use crate::api::http::error::{Problem, Result};
 use crate::engine::grammar::{DocumentSchema, Grammar, GrammarSource};
@@ -25,6 +27,8 @@ const LOOSENED_BYTES: usize = 1000;
 pub(super) struct Tools {
     /// Functions that the model is shown.
     offered: Vec<FunctionDefinition>,
+    /// Those of them that are custom tools.
+    custom: Vec<usize>,
     /// Functions that it may call: their index in `offered`, and the schema of their arguments.
     callable: Vec<(usize, Value)>,
     /// Those whose arguments are any object because their schema cannot be followed.
@@ -44,6 +48,7 @@ impl Tools {
         let functions = request.functions.as_deref().unwrap_or_default();
         let legacy = tools.is_empty() && (!functions.is_empty() || request.function_call.is_some());
         let offered = offered(tools, functions, legacy)?;
+        let kind = |index: usize| if is_custom(tools, index) { "custom" } else { "function" };
         let choice = Choice::of(request, legacy)?;
         if offered.is_empty() {
             if matches!(choice, Choice::Required | Choice::Named { .. } | Choice::Allowed { .. }) {
@@ -55,33 +60,35 @@ impl Tools {
             }
             return Ok(None);
         }
-        let kind = if legacy { "functions" } else { "tools" };
+        let field = if legacy { "functions" } else { "tools" };
+        let custom = (0..offered.len()).filter(|index| is_custom(tools, *index)).collect();
         let mut callable = Vec::with_capacity(offered.len());
         let mut bytes = 0;
         for (index, function) in offered.iter().enumerate() {
-            let param = parameters_param(legacy, index);
+            let param = parameters_param(legacy, is_custom(tools, index), index);
             let schema = arguments_schema(function.parameters.clone(), &param)?;
             bytes += schema.to_string().len();
             callable.push((index, schema));
         }
         if bytes > SCHEMA_BYTES {
-            let message = format!("'{kind}' have {bytes} bytes of JSON schemas; at most {SCHEMA_BYTES} are allowed.");
-            return Err(Problem::invalid_code(kind, "string_above_max_length", message));
+            let message = format!("'{field}' have {bytes} bytes of JSON schemas; at most {SCHEMA_BYTES} are allowed.");
+            return Err(Problem::invalid_code(field, "string_above_max_length", message));
         }
         match &choice {
             Choice::None => return Ok(None),
             Choice::Auto | Choice::Required => {}
-            Choice::Named { name, param } => {
-                callable.retain(|(index, _)| offered[*index].name == *name);
+            Choice::Named { tool, param } => {
+                callable.retain(|(index, _)| tool.is(kind(*index), &offered[*index].name));
                 if callable.is_empty() {
-                    return Err(not_among(param, name, kind));
+                    return Err(not_among(param, &tool.name, field));
                 }
             }
-            Choice::Allowed { names, .. } => {
-                if let Some(name) = names.iter().find(|name| offered.iter().all(|function| function.name != **name)) {
-                    return Err(not_among("tool_choice", name, kind));
+            Choice::Allowed { tools: allowed, .. } => {
+                let is = |tool: &Chosen, index: usize| tool.is(kind(index), &offered[index].name);
+                if let Some(tool) = allowed.iter().find(|tool| (0..offered.len()).all(|index| !is(tool, index))) {
+                    return Err(not_among("tool_choice", &tool.name, field));
                 }
-                callable.retain(|(index, _)| names.contains(&offered[*index].name));
+                callable.retain(|(index, _)| allowed.iter().any(|tool| is(tool, *index)));
             }
         }
         if let Some(names) = &request.callable {
@@ -91,12 +98,17 @@ impl Tools {
         let named = matches!(choice, Choice::Named { .. });
         let parallel = !legacy && !named && request.parallel_tool_calls.unwrap_or(true);
         let required = !matches!(choice, Choice::Auto | Choice::Allowed { required: false, .. });
-        Ok(Some(Self { offered, callable, opened: Vec::new(), required, parallel, legacy }))
+        Ok(Some(Self { offered, custom, callable, opened: Vec::new(), required, parallel, legacy }))
     }
 
     /// Returns the names of the functions that may be called.
     pub(super) fn names(&self) -> Vec<String> {
         self.callable.iter().map(|(index, _)| self.offered[*index].name.clone()).collect()
+    }
+
+    /// Returns the names of the custom tools.
+    pub(super) fn custom(&self) -> Vec<String> {
+        self.custom.iter().map(|index| self.offered[*index].name.clone()).collect()
     }
 
     /// Returns the tools that the model is shown.
@@ -190,9 +202,9 @@ impl Tools {
         HeaderValue::from_str(&text).ok().filter(|header| !header.is_empty())
     }
 
-    /// Returns the name of the field that holds the schema of the function at `index`.
+    /// Returns the name of the field that holds the schema of the function at `index`, or the format of the custom tool.
     pub(super) fn parameters_param(&self, index: usize) -> String {
-        parameters_param(self.legacy, index)
+        parameters_param(self.legacy, self.custom.contains(&index), index)
     }
 
     /// Returns the name of the field that holds the tools.
@@ -201,8 +213,16 @@ impl Tools {
     }
 }
 
-fn parameters_param(legacy: bool, index: usize) -> String {
-    if legacy { format!("functions[{index}].parameters") } else { format!("tools[{index}].function.parameters") }
+fn is_custom(tools: &[Tool], index: usize) -> bool {
+    tools.get(index).is_some_and(|tool| tool.kind == "custom")
+}
+
+fn parameters_param(legacy: bool, custom: bool, index: usize) -> String {
+    match (legacy, custom) {
+        (true, _) => format!("functions[{index}].parameters"),
+        (false, true) => format!("tools[{index}].custom.format"),
+        (false, false) => format!("tools[{index}].function.parameters"),
+    }
 }
 
 /// Checks tools that the model is shown and does not answer, those of `tokenize`.
@@ -219,6 +239,22 @@ fn shown(functions: &[FunctionDefinition]) -> Vec<ToolDefinition> {
     functions.iter().map(definition).collect()
 }
 
+/// Returns the tool as a function; a custom one is a function of one text.
+fn as_function(index: usize, tool: &Tool) -> Result<FunctionDefinition> {
+    let missing = || Problem::missing(format!("tools[{index}].{}", tool.kind));
+    match tool.kind.as_str() {
+        "function" => tool.function.clone().ok_or_else(missing),
+        "custom" => {
+            let custom = tool.custom.as_ref().ok_or_else(missing)?;
+            custom.function(&parameters_param(false, true, index))
+        }
+        other => {
+            let message = format!("'{other}' is not a supported type of tools: use 'function' or 'custom'.");
+            Err(Problem::invalid_code(format!("tools[{index}].type"), "invalid_value", message))
+        }
+    }
+}
+
 /// Returns the functions of a request, checked; `legacy` if they came in the older form.
 fn offered(tools: &[Tool], functions: &[FunctionDefinition], legacy: bool) -> Result<Vec<FunctionDefinition>> {
     if !tools.is_empty() && !functions.is_empty() {
@@ -229,14 +265,14 @@ fn offered(tools: &[Tool], functions: &[FunctionDefinition], legacy: bool) -> Re
         let message = format!("'{kind}' has {count} entries; at most {MAX_TOOLS} are allowed.");
         return Err(Problem::invalid_code(kind, "array_above_max_length", message));
     }
-    if let Some((index, tool)) = tools.iter().enumerate().find(|(_, tool)| tool.kind != "function") {
-        let message = format!("'{}' is not a supported type of tools: use 'function'.", tool.kind);
-        return Err(Problem::invalid_code(format!("tools[{index}].type"), "invalid_value", message));
-    }
-    let offered: Vec<FunctionDefinition> =
-        if legacy { functions.to_vec() } else { tools.iter().map(|tool| tool.function.clone()).collect() };
+    let of_tools = tools.iter().enumerate().map(|(index, tool)| as_function(index, tool));
+    let offered: Vec<FunctionDefinition> = if legacy { functions.to_vec() } else { of_tools.collect::<Result<_>>()? };
     for (index, function) in offered.iter().enumerate() {
-        let param = if legacy { format!("functions[{index}].name") } else { format!("tools[{index}].function.name") };
+        let param = match (legacy, is_custom(tools, index)) {
+            (true, _) => format!("functions[{index}].name"),
+            (false, true) => format!("tools[{index}].custom.name"),
+            (false, false) => format!("tools[{index}].function.name"),
+        };
         check_name(&param, &function.name)?;
         if offered[..index].iter().any(|other| other.name == function.name) {
             let message = format!("The name '{}' is given twice.", function.name);
@@ -265,8 +301,24 @@ enum Choice {
     None,
     Auto,
     Required,
-    Named { name: String, param: &'static str },
-    Allowed { names: Vec<String>, required: bool },
+    Named { tool: Chosen, param: &'static str },
+    Allowed { tools: Vec<Chosen>, required: bool },
+}
+
+/// A tool that is to be called.
+struct Chosen {
+    kind: String,
+    name: String,
+}
+
+impl Chosen {
+    fn of(named: &NamedTool, param: &str) -> Result<Self> {
+        Ok(Self { name: named.name(param)?.to_owned(), kind: named.kind.clone() })
+    }
+
+    fn is(&self, kind: &str, name: &str) -> bool {
+        self.kind == kind && self.name == name
+    }
 }
 
 /// Makes the error for a choice of a function that is not there.
@@ -292,19 +344,19 @@ impl Choice {
                 None => Ok(Self::Auto),
                 Some(FunctionChoice::Mode(choice)) => mode(choice, "function_call"),
                 Some(FunctionChoice::Named(named)) => {
-                    Ok(Self::Named { name: named.name.clone(), param: "function_call" })
+                    let tool = Chosen { kind: "function".into(), name: named.name.clone() };
+                    Ok(Self::Named { tool, param: "function_call" })
                 }
             };
         }
         match &request.tool_choice {
             None => Ok(Self::Auto),
             Some(ToolChoice::Mode(choice)) => mode(choice, "tool_choice"),
-            Some(ToolChoice::Named(named)) if named.kind == "function" => {
-                Ok(Self::Named { name: named.function.name.clone(), param: "tool_choice" })
+            Some(ToolChoice::Named(named)) if named.kind == "allowed_tools" => {
+                Err(Problem::missing("tool_choice.allowed_tools"))
             }
             Some(ToolChoice::Named(named)) => {
-                let message = format!("'{}' is not a supported type of choice: use 'function'.", named.kind);
-                Err(Problem::invalid_code("tool_choice.type", "invalid_value", message))
+                Ok(Self::Named { tool: Chosen::of(named, "tool_choice")?, param: "tool_choice" })
             }
             Some(ToolChoice::Allowed(allowed)) => Self::allowed(allowed),
         }
@@ -330,11 +382,9 @@ impl Choice {
             let message = "'allowed_tools' names no tool: name at least one, or set 'tool_choice' to none.";
             return fault("tool_choice.allowed_tools.tools", message.into());
         }
-        if let Some((index, tool)) = tools.iter().enumerate().find(|(_, tool)| tool.kind != "function") {
-            let message = format!("'{}' is not a supported type of tools: use 'function'.", tool.kind);
-            return fault(&format!("tool_choice.allowed_tools.tools[{index}].type"), message);
-        }
-        Ok(Self::Allowed { names: tools.iter().map(|tool| tool.function.name.clone()).collect(), required })
+        let chosen = tools.iter().enumerate();
+        let chosen = chosen.map(|(index, tool)| Chosen::of(tool, &format!("tool_choice.allowed_tools.tools[{index}]")));
+        Ok(Self::Allowed { tools: chosen.collect::<Result<_>>()?, required })
     }
 }
 

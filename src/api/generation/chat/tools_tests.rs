@@ -219,13 +219,54 @@ fn allowed_tools_restrict_what_is_called_and_not_what_is_shown() {
 }
 
 #[test]
+fn a_custom_tool_is_called_as_a_function_of_one_text() {
+    let custom = |format: Value| json!({"type": "custom", "custom": {"name": "note", "format": format}});
+    let call = |input: &str| hermes(&[&format!("{{\"name\": \"note\", \"arguments\": {{\"input\": {input}}}}}")]);
+    let any = tools(json!({"tools": [two_tools()[0], custom(json!({"type": "text"}))]})).unwrap();
+    assert_eq!((any.names(), any.custom()), (vec!["weather".into(), "note".into()], vec!["note".into()]));
+    let hours = json!({"type": "grammar", "grammar": {"syntax": "regex", "definition": "[0-9]{2}:[0-9]{2}|\"now\""}});
+    let hours = tools(json!({"tools": [custom(hours)]})).unwrap();
+    for (input, of_any, of_hours) in [
+        ("\"a\\n\\\"b\\\"\"", true, false),
+        ("\"\"", true, false),
+        ("\"12:30\"", true, true),
+        ("\"12:30 \"", true, false),
+        ("\"\\\"now\\\"\"", true, true),
+        ("3", false, false),
+    ] {
+        assert_eq!(takes(&any, ToolSyntax::HERMES, None, &call(input)), of_any, "{input}");
+        assert_eq!(takes(&hours, ToolSyntax::HERMES, None, &call(input)), of_hours, "{input}");
+    }
+    // One of them by its type and name.
+    let choice = json!({"type": "custom", "custom": {"name": "note"}});
+    let both = json!([two_tools()[0], custom(Value::Null)]);
+    let named = tools(json!({"tools": both, "tool_choice": choice})).unwrap();
+    assert_eq!((named.names(), named.required), (vec!["note".to_owned()], true));
+    let some = tools(json!({"tools": both, "tool_choice": allowed("auto", &json!([choice]))})).unwrap();
+    assert_eq!((some.names(), some.required), (vec!["note".to_owned()], false));
+}
+
+#[test]
+fn a_grammar_of_a_custom_tool_that_cannot_be_followed_is_refused_and_never_opened() {
+    let format = json!({"type": "grammar", "grammar": {"syntax": "regex", "definition": "(?=a)b"}});
+    let mut tools = tools(json!({"tools": [{"type": "custom", "custom": {"name": "c", "format": format}}]})).unwrap();
+    let source = tools.grammar(ToolSyntax::HERMES, &DEMO.0, None);
+    assert!(Grammar::compile(&DEMO.1, "tools", source, &budget()).is_err());
+    assert!(!tools.open(0));
+    assert_eq!(tools.parameters_param(0), "tools[0].custom.format");
+}
+
+#[test]
 fn what_is_wrong_is_refused_by_its_field() {
     let tool = |name: &str, parameters: Value| json!([{"type": "function", "function": {"name": name, "parameters": parameters}}]);
     let many: Vec<Value> = (0..129).map(|index| tool(&format!("f{index}"), Value::Null)[0].clone()).collect();
     let (first, second) = (tool("f", Value::Null), tool("f", Value::Null));
     for (fields, field) in [
         (json!({"tools": tool("a b", Value::Null)}), "tools[0].function.name"),
-        (json!({"tools": [{"type": "custom", "function": {"name": "f"}}]}), "tools[0].type"),
+        (json!({"tools": [{"type": "custom", "function": {"name": "f"}}]}), "tools[0].custom"),
+        (json!({"tools": [{"type": "function", "custom": {"name": "f"}}]}), "tools[0].function"),
+        (json!({"tools": [{"type": "custom", "custom": {"name": "a b"}}]}), "tools[0].custom.name"),
+        (json!({"tools": [{"type": "mcp"}]}), "tools[0].type"),
         (json!({"tools": [first[0], second[0]]}), "tools[1].function.name"),
         (json!({"tools": tool("f", json!([]))}), "tools[0].function.parameters"),
         (json!({"tools": tool("f", json!({"type": "string"}))}), "tools[0].function.parameters"),
@@ -234,7 +275,10 @@ fn what_is_wrong_is_refused_by_its_field() {
         (json!({"tools": first, "functions": [{"name": "f"}]}), "functions"),
         (json!({"tools": first, "tool_choice": "maybe"}), "tool_choice"),
         (json!({"tools": first, "tool_choice": {"type": "function", "function": {"name": "g"}}}), "tool_choice"),
-        (json!({"tools": first, "tool_choice": {"type": "custom", "function": {"name": "f"}}}), "tool_choice.type"),
+        (json!({"tools": first, "tool_choice": {"type": "custom", "function": {"name": "f"}}}), "tool_choice.custom"),
+        (json!({"tools": first, "tool_choice": {"type": "custom", "custom": {"name": "f"}}}), "tool_choice"),
+        (json!({"tools": first, "tool_choice": {"type": "mcp"}}), "tool_choice.type"),
+        (json!({"tools": first, "tool_choice": {"type": "allowed_tools"}}), "tool_choice.allowed_tools"),
         (json!({"tools": first, "tool_choice": allowed("auto", &json!([named("g")]))}), "tool_choice"),
         (
             json!({"tools": first, "tool_choice": allowed("none", &json!([named("f")]))}),
@@ -246,7 +290,10 @@ fn what_is_wrong_is_refused_by_its_field() {
             "tool_choice.allowed_tools.tools[0].type",
         ),
         (json!({"tool_choice": allowed("auto", &json!([named("f")]))}), "tool_choice"),
-        (json!({"tools": [{"type": "custom", "custom": {"name": "f"}}]}), "tools[0].type"),
+        (
+            json!({"tools": [{"type": "custom", "custom": {"name": "f", "format": {"type": "grammar"}}}]}),
+            "tools[0].custom.format",
+        ),
         (json!({"tool_choice": "required"}), "tool_choice"),
         (json!({"functions": [{"name": "f"}], "function_call": {"name": "g"}}), "function_call"),
         (json!({"function_call": {"name": "g"}}), "function_call"),

@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 use super::object::{ReasoningEcho, TextEcho, ToolEcho};
 use super::request::{CreateResponse, ResponseTool, TextFormat};
 use crate::api::generation::chat::{
-    ChatMessage, ChatRequest, FunctionDefinition, FunctionName, JsonSchemaFormat, NamedTool, ResponseFormat, Tool,
-    ToolChoice, check_name,
+    ChatMessage, ChatRequest, CustomDefinition, FunctionDefinition, FunctionName, JsonSchemaFormat, NamedTool,
+    ResponseFormat, Tool, ToolChoice, check_name,
 };
 use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::{check_metadata, within};
@@ -23,8 +23,6 @@ const SHOWN_EFFORTS: [&str; 5] = ["none", "low", "medium", "high", "xhigh"];
 pub(super) struct Asked {
     /// The chat that answers it.
     pub chat: ChatRequest,
-    /// The custom tools among its tools, by name.
-    pub custom: Vec<String>,
     /// True if the text has a form that leaves no room for thinking.
     pub is_structured: bool,
     /// True if the oldest messages may be left out.
@@ -69,7 +67,6 @@ impl Asked {
         let reasoning = ReasoningEcho { effort: shown.map(str::to_owned), summary: summary.map(str::to_owned) };
         let (tools, names) = tools(request.tools.as_deref().unwrap_or_default())?;
         let choice = Choice::of(request.tool_choice.as_ref(), &tools)?;
-        let custom = tools.iter().filter(|tool| tool.kind == "custom").map(|tool| tool.name.clone()).collect();
         let logprobs = request.logprobs();
         let chat = ChatRequest {
             model: request.model.clone(),
@@ -97,7 +94,7 @@ impl Asked {
         };
         let is_structured = chat.response_format.is_some();
         let tool_choice = request.tool_choice.clone().unwrap_or_else(|| "auto".into());
-        Ok(Self { chat, custom, is_structured, truncates, tools, text, reasoning, tool_choice, names })
+        Ok(Self { chat, is_structured, truncates, tools, text, reasoning, tool_choice, names })
     }
 }
 
@@ -182,27 +179,20 @@ fn function(tool: &ResponseTool, index: usize) -> Result<ToolEcho> {
 }
 
 fn custom(tool: &ResponseTool, index: usize) -> Result<ToolEcho> {
-    let kind = tool.format.as_ref().map(|format| format["type"].as_str().unwrap_or_default());
-    if kind.is_some_and(|kind| kind != "text") {
-        let param = format!("tools[{index}].format");
-        let message =
-            format!("'{param}' is not supported: a custom tool takes any text here. Use {{\"type\": \"text\"}}.");
-        return Err(Problem::invalid_code(param, "unsupported_value", message));
-    }
     let name = tool.name.clone().ok_or_else(|| Problem::missing(format!("tools[{index}].name")))?;
-    let format = Some(json!({"type": "text"}));
+    let format = Some(tool.format.clone().unwrap_or_else(|| json!({"type": "text"})));
     Ok(ToolEcho { kind: "custom", name, description: tool.description.clone(), parameters: None, strict: None, format })
 }
 
-/// Returns the tool as a chat has it: a custom one is a function of one text.
+/// Returns the tool as a chat has it.
 fn chat_tool(tool: &ToolEcho) -> Tool {
-    let of_text = || {
-        let properties = json!({"input": {"type": "string"}});
-        json!({"type": "object", "properties": properties, "required": ["input"], "additionalProperties": false})
-    };
-    let parameters = if tool.kind == "custom" { Some(of_text()) } else { tool.parameters.clone() };
-    let (name, description, strict) = (tool.name.clone(), tool.description.clone(), tool.strict);
-    Tool { kind: "function".into(), function: FunctionDefinition { name, description, parameters, strict } }
+    let (name, description, kind) = (tool.name.clone(), tool.description.clone(), tool.kind.to_owned());
+    if tool.kind == "custom" {
+        let custom = Some(CustomDefinition { name, description, format: tool.format.clone() });
+        return Tool { kind, function: None, custom };
+    }
+    let (parameters, strict) = (tool.parameters.clone(), tool.strict);
+    Tool { kind, function: Some(FunctionDefinition { name, description, parameters, strict }), custom: None }
 }
 
 /// What the model may do with the tools, as a chat has it.
@@ -221,9 +211,9 @@ impl Choice {
             Some(Value::String(word)) => Ok(Self { chat: mode(word), callable: None }),
             Some(Value::Object(fields)) => match fields.get("type").and_then(Value::as_str).unwrap_or_default() {
                 kind @ ("function" | "custom") => {
-                    let name = named(kind, fields, tools)?;
-                    let function = FunctionName { name };
-                    let chat = Some(ToolChoice::Named(NamedTool { kind: "function".into(), function }));
+                    let name = Some(FunctionName { name: named(kind, fields, tools)? });
+                    let (function, custom) = if kind == "custom" { (None, name) } else { (name, None) };
+                    let chat = Some(ToolChoice::Named(NamedTool { kind: kind.to_owned(), function, custom }));
                     Ok(Self { chat, callable: None })
                 }
                 "allowed_tools" => {
@@ -264,14 +254,16 @@ fn named(kind: &str, fields: &Map<String, Value>, tools: &[ToolEcho]) -> Result<
 
 /// Returns the variables of the template; the effort `none` sets those by which templates switch thinking off.
 fn variables(given: Option<Map<String, Value>>, effort: Option<&str>) -> Option<Map<String, Value>> {
-    if effort != Some("none") {
-        return given;
-    }
+    if effort == Some("none") { Some(without_thinking(given)) } else { given }
+}
+
+/// Returns variables that switch thinking off, unless they are `given` otherwise.
+pub(super) fn without_thinking(given: Option<Map<String, Value>>) -> Map<String, Value> {
     let mut variables = given.unwrap_or_default();
     for name in ["enable_thinking", "thinking"] {
         variables.entry(name).or_insert(Value::Bool(false));
     }
-    Some(variables)
+    variables
 }
 
 impl Names {
@@ -296,6 +288,8 @@ impl Names {
             ("'messages'", "'input'"),
             (".function.parameters", ".parameters"),
             (".function.name", ".name"),
+            (".custom.format", ".format"),
+            (".custom.name", ".name"),
         ] {
             text = text.replace(chat, here);
         }

@@ -21,10 +21,9 @@ fn tools_are_taken_flat_or_as_in_a_chat_and_those_of_servers_are_named() {
     let custom = json!({"type": "custom", "name": "c", "format": {"type": "text"}});
     let asked = ask(&json!({"tools": [{"type": "web_search"}, tool("f"), nested, custom]})).expect("a request");
     let tools = asked.chat.tools.as_deref().expect("tools");
-    let names: Vec<_> = tools.iter().map(|tool| tool.function.name.as_str()).collect();
-    assert_eq!(names, ["f", "g", "c"]);
-    assert_eq!(tools[2].function.parameters.as_ref().expect("one")["required"], json!(["input"]));
-    assert_eq!(asked.custom, ["c"]);
+    let functions = tools.iter().filter_map(|tool| Some(tool.function.as_ref()?.name.as_str()));
+    assert_eq!(functions.collect::<Vec<_>>(), ["f", "g"]);
+    assert_eq!(tools[2].custom.as_ref().expect("a custom tool").name, "c");
     assert_eq!(asked.names.skipped, ["tools[0]: web_search"]);
     let shown = serde_json::to_value(&asked.tools).expect("JSON");
     assert_eq!(
@@ -43,7 +42,9 @@ fn tools_are_taken_flat_or_as_in_a_chat_and_those_of_servers_are_named() {
 fn one_tool_or_some_of_them_can_be_chosen() {
     let choose = |choice: Value| ask(&json!({"tools": [tool("f"), tool("g")], "tool_choice": choice}));
     let asked = choose(json!({"type": "function", "name": "g"})).expect("a choice").chat;
-    assert!(matches!(asked.tool_choice, Some(ToolChoice::Named(named)) if named.function.name == "g"));
+    assert!(
+        matches!(asked.tool_choice, Some(ToolChoice::Named(named)) if named.function.as_ref().expect("one").name == "g")
+    );
     let allowed = json!({"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "g"}]});
     let asked = choose(allowed.clone()).expect("a choice");
     assert_eq!(asked.chat.callable, Some(vec!["g".into()]));
@@ -112,10 +113,6 @@ fn what_is_wrong_is_blamed_by_its_field() {
         (json!({"tools": [{"type": "function"}]}), "tools[0].name"),
         (json!({"tools": [{"type": "function", "function": {"nome": "f"}}]}), "tools[0].function"),
         (json!({"tools": [{"type": "custom"}]}), "tools[0].name"),
-        (
-            json!({"tools": [{"type": "custom", "name": "c", "format": {"type": "grammar", "syntax": "lark"}}]}),
-            "tools[0].format",
-        ),
         (json!({"metadata": {"a": 1}}), "metadata"),
     ] {
         let problem = ask(&fields).err().unwrap_or_else(|| panic!("{fields} was not refused"));

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::api::generation::chat::{ChatContent, ChatMessage, MessageFunction, MessageToolCall};
+use crate::api::generation::chat::{ChatContent, ChatMessage, MessageFunction, MessageToolCall, arguments_of};
 use crate::api::http::error::{Problem, Result};
 use crate::datasets::parse::shorten;
 use crate::store::new_id;
@@ -77,7 +77,7 @@ pub(super) fn read(item: &Value, place: &str) -> Result<Item> {
         "reasoning" => Ok(Item::Reasoning(reasoning(item))),
         "function_call" => Ok(Item::Call { id: text("call_id")?, name: text("name")?, arguments: text("arguments")? }),
         "custom_tool_call" => {
-            let arguments = json!({"input": text("input")?}).to_string();
+            let arguments = arguments_of(&text("input")?);
             Ok(Item::Call { id: text("call_id")?, name: text("name")?, arguments })
         }
         "function_call_output" | "custom_tool_call_output" => {
@@ -201,8 +201,8 @@ pub(super) fn messages(items: Vec<Item>) -> Result<Vec<ChatMessage>> {
             Item::Reasoning(text) => thought = Some(text),
             Item::Call { id, name, arguments } => {
                 open.push(id.clone());
-                let function = MessageFunction { name, arguments };
-                let call = MessageToolCall { id, kind: Some("function".into()), function };
+                let function = Some(MessageFunction { name, arguments });
+                let call = MessageToolCall { id, kind: Some("function".into()), function, custom: None };
                 turn(&mut messages, &mut thought, |_| true).tool_calls.get_or_insert_default().push(call);
             }
             Item::Output { id, text } => {

@@ -15,7 +15,9 @@ fn short(messages: &[ChatMessage]) -> Vec<String> {
             _ => "-",
         };
         let thought = message.reasoning_content.as_ref().map(|text| format!(" ({text})")).unwrap_or_default();
-        let calls = message.tool_calls.iter().flatten().map(|call| format!(" {}={}", call.id, call.function.name));
+        let calls = message.tool_calls.iter().flatten();
+        let name = |call: &MessageToolCall| call.function.as_ref().expect("a function").name.clone();
+        let calls = calls.map(|call| format!(" {}={}", call.id, name(call)));
         let answers = message.tool_call_id.as_ref().map(|id| format!(" for {id}")).unwrap_or_default();
         format!("{}{thought}: {text}{}{answers}", message.role, calls.collect::<String>())
     };

@@ -3,13 +3,11 @@
 
 use std::mem::take;
 
-use serde_json::Value;
-
 use super::asked::complete;
 use super::events::{EventBody, ResponseStreamEvent};
 use super::object::{IncompleteDetails, OutputItem, OutputPart, ResponseError, ResponseObject, ResponseUsage};
 use super::thinking::{Piece, Thinks, ThoughtSplitter};
-use crate::api::generation::chat::{CallFormat, CallParser, Part, new_call_id};
+use crate::api::generation::chat::{CallFormat, CallParser, InputReader, Part, new_call_id};
 use crate::api::generation::generate::body::{Usage, now};
 use crate::api::generation::generate::logprobs::{ChatTokenLogprob, TokenTexts};
 use crate::api::http::error::Problem;
@@ -27,8 +25,6 @@ pub(super) struct Reading {
     pub thinks: Thinks,
     /// The format of calls; `None` if the answer may have none.
     pub calls: Option<CallFormat>,
-    /// Names of the custom tools.
-    pub custom: Vec<String>,
     /// Shows tokens; `None` if no log probabilities are wanted.
     pub tokens: Option<TokenTexts>,
 }
@@ -53,7 +49,8 @@ pub(super) struct Writer {
 enum OpenItem {
     Reasoning { id: String, text: String },
     Message { id: String, text: String, logprobs: Vec<ChatTokenLogprob> },
-    Call { id: String, call_id: String, name: String, arguments: String, is_custom: bool },
+    Call { id: String, call_id: String, name: String, arguments: String },
+    Custom { id: String, call_id: String, name: String, input: String, reader: InputReader },
 }
 
 impl Writer {
@@ -107,8 +104,8 @@ impl Writer {
             self.parts(parts);
         }
         let has_said = |item: &OutputItem| !matches!(item, OutputItem::Reasoning { .. });
-        let is_silent = !self.response.output.iter().any(has_said)
-            && !matches!(self.open, Some(OpenItem::Message { .. } | OpenItem::Call { .. }));
+        let is_silent =
+            !self.response.output.iter().any(has_said) && matches!(self.open, None | Some(OpenItem::Reasoning { .. }));
         if is_silent && reason == FinishReason::Stop {
             self.say(String::new());
         }
@@ -126,7 +123,7 @@ impl Writer {
 
     /// True if a text that ends the answer has ended it in the middle of a call.
     fn has_broken_call(&self) -> bool {
-        let is_call = matches!(self.open, Some(OpenItem::Call { .. }));
+        let is_call = matches!(self.open, Some(OpenItem::Call { .. } | OpenItem::Custom { .. }));
         is_call && self.parser.as_ref().is_some_and(|parser| !parser.has_whole_calls())
     }
 
@@ -237,9 +234,14 @@ impl Writer {
     fn call(&mut self, name: String) {
         self.tokens.clear();
         self.close(COMPLETED);
-        let is_custom = self.reading.custom.contains(&name);
-        let (id, call_id) = (new_id(if is_custom { "ctc_" } else { "fc_" }), new_call_id());
-        let call = OpenItem::Call { id, call_id, name, arguments: String::new(), is_custom };
+        let is_custom = self.reading.calls.as_ref().is_some_and(|calls| calls.custom.contains(&name));
+        let call_id = new_call_id();
+        let call = if is_custom {
+            let (id, input, reader) = (new_id("ctc_"), String::new(), InputReader::default());
+            OpenItem::Custom { id, call_id, name, input, reader }
+        } else {
+            OpenItem::Call { id: new_id("fc_"), call_id, name, arguments: String::new() }
+        };
         self.begin_item(call.item(IN_PROGRESS));
         self.open = Some(call);
     }
@@ -247,13 +249,21 @@ impl Writer {
     fn argue(&mut self, delta: String) {
         self.tokens.clear();
         let output_index = self.output_index();
-        if let Some(OpenItem::Call { id, arguments, is_custom, .. }) = &mut self.open {
-            arguments.push_str(&delta);
-            // The input of a custom tool is shown once it is whole: it stands inside of JSON.
-            if !*is_custom {
+        match &mut self.open {
+            Some(OpenItem::Call { id, arguments, .. }) => {
+                arguments.push_str(&delta);
                 let body = EventBody::CallDelta { item_id: id.clone(), output_index, delta };
                 self.tell("response.function_call_arguments.delta", body);
             }
+            Some(OpenItem::Custom { id, input, reader, .. }) => {
+                let delta = reader.push(&delta);
+                if !delta.is_empty() {
+                    input.push_str(&delta);
+                    let body = EventBody::CallDelta { item_id: id.clone(), output_index, delta };
+                    self.tell("response.custom_tool_call_input.delta", body);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -281,10 +291,7 @@ impl Writer {
                 self.tell("response.output_text.done", body);
                 self.end_part(id, part);
             }
-            OpenItem::Call { id: item_id, arguments, is_custom: true, .. } => {
-                let input = custom_input(&arguments);
-                let body = EventBody::CallDelta { item_id: item_id.clone(), output_index, delta: input.clone() };
-                self.tell("response.custom_tool_call_input.delta", body);
+            OpenItem::Custom { id: item_id, input, .. } => {
                 let body = EventBody::InputDone { item_id, output_index, input };
                 self.tell("response.custom_tool_call_input.done", body);
             }
@@ -335,32 +342,16 @@ impl OpenItem {
                 let content = vec![OutputPart::OutputText { text, annotations: [], logprobs }];
                 OutputItem::Message { id: id.clone(), status, role: "assistant", content }
             }
-            Self::Call { id, call_id, name, arguments, is_custom } => {
+            Self::Call { id, call_id, name, arguments } => {
                 let (id, call_id, name) = (id.clone(), call_id.clone(), name.clone());
-                if *is_custom {
-                    let input = custom_input(arguments);
-                    OutputItem::CustomToolCall { id, call_id, name, input, status }
-                } else {
-                    OutputItem::FunctionCall { id, call_id, name, arguments: arguments.clone(), status }
-                }
+                OutputItem::FunctionCall { id, call_id, name, arguments: arguments.clone(), status }
+            }
+            Self::Custom { id, call_id, name, input, .. } => {
+                let (id, call_id, name) = (id.clone(), call_id.clone(), name.clone());
+                OutputItem::CustomToolCall { id, call_id, name, input: input.clone(), status }
             }
         }
     }
-}
-
-/// Returns the input of a custom tool, which is called as a function of one text. Of one that was cut short, what was
-/// written of it.
-fn custom_input(arguments: &str) -> String {
-    if let Ok(Value::Object(fields)) = serde_json::from_str(arguments) {
-        return fields.get("input").and_then(Value::as_str).unwrap_or_default().to_owned();
-    }
-    let start = arguments.find(':').and_then(|colon| Some(colon + 1 + arguments[colon + 1..].find('"')?));
-    let Some(text) = start.map(|start| &arguments[start..]) else { return String::new() };
-    // An escape may be cut in the middle.
-    let cut = (1..text.len()).rev().filter(|end| text.is_char_boundary(*end)).take(12);
-    let ends = std::iter::once(text.len()).chain(cut);
-    let mut ends = ends.map(|end| serde_json::from_str(&format!("{}\"", &text[..end])));
-    ends.find_map(Result::ok).unwrap_or_default()
 }
 
 impl ResponseError {
