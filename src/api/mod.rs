@@ -45,7 +45,7 @@ use self::access::shares::share_out;
 use self::fine_tuning::{fine_tunes, fine_tuning_jobs};
 use self::generation::ranking::{classify, rerank, score};
 use self::generation::stored_completions::{self, training_file};
-use self::generation::{chat, completions, embeddings, engines, responses, tokenize};
+use self::generation::{chat, completions, conversations, embeddings, engines, responses, tokenize};
 use self::http::{docs, transport, unread};
 use self::models::{adapter_download, checkpoint_permissions, lora_adapters, model_list, model_resource};
 use self::operations::{files, health, uploads, usage};
@@ -82,9 +82,15 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(responses::create))
         .routes(routes!(responses::count_tokens))
         .routes(routes!(responses::stored::retrieve, responses::stored::delete))
+        .routes(routes!(responses::compaction::compact))
         .routes(routes!(responses::stored::cancel))
         .routes(routes!(responses::stored::input_items))
         .routes(routes!(embeddings::create))
+        // Conversations, which responses go on from.
+        .routes(routes!(conversations::create))
+        .routes(routes!(conversations::retrieve, conversations::update, conversations::delete))
+        .routes(routes!(conversations::items::add, conversations::items::list))
+        .routes(routes!(conversations::items::retrieve, conversations::items::delete))
         // Scores and labels.
         .routes(routes!(rerank::create))
         .routes(routes!(score::create))

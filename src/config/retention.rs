@@ -19,7 +19,8 @@ pub struct Retention {
     pub usage_days: u32,
     /// Chats that clients asked to store, counted from the answer.
     pub stored_completion_days: u32,
-    /// Responses that have ended, counted from when they were asked for.
+    /// Responses that have ended, counted from when they were asked for, and conversations, from when they were last added
+    /// to.
     pub response_days: u32,
 }
 

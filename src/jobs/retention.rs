@@ -1,6 +1,6 @@
 //! Removes what has ended and is older than the configuration keeps it: events of jobs, jobs, batches, sums of usage, stored
-//! completions, responses, events of webhooks; and files whose own time has come. `app` runs it in every server and worker;
-//! the database lets one of them work at a time.
+//! completions, responses, conversations, events of webhooks; and files whose own time has come. `app` runs it in every
+//! server and worker; the database lets one of them work at a time.
 //!
 //! It works in small batches, each a statement of its own, so that nothing waits for it and a process that ends in the
 //! middle leaves nothing half done. Never removed are unfinished jobs, jobs of which a model is left, models, and files
@@ -49,6 +49,8 @@ pub struct Pruned {
     pub webhook_events: u64,
     /// Responses.
     pub responses: u64,
+    /// Conversations.
+    pub conversations: u64,
 }
 
 /// Looks for what is too old at the start and every hour. What fails is tried again then.
@@ -66,6 +68,7 @@ pub async fn run(store: Store, retention: Retention) {
                 expired_files = pruned.expired_files,
                 webhook_events = pruned.webhook_events,
                 responses = pruned.responses,
+                conversations = pruned.conversations,
                 "removed what is older than the settings of retention keep it"
             ),
             Err(error) => tracing::warn!("cannot remove what is too old: {error}"),
@@ -89,6 +92,7 @@ pub async fn prune(store: &Store, retention: Retention) -> Result<Pruned> {
     }
     if let Some(days) = days(retention.response_days) {
         pruned.responses = prune_all(store, sql::PRUNE_RESPONSES, days, RESPONSES).await?;
+        pruned.conversations = until_none(|| store.prune_conversations(days)).await?;
     }
     if let Some(days) = days(retention.stored_completion_days) {
         pruned.completions = until_none(|| store.prune_stored_completions(days)).await?;

@@ -58,9 +58,10 @@ impl Store {
         let done = sqlx::query(
             "with queued as (
                  insert into responses (id, organization, key, created_at, status, background, streamed, previous,
-                                        input, output, item_ids, response, request, told)
+                                        input, output, item_ids, response, request, told, conversation,
+                                        conversation_end)
                  select $1, $2, $3, to_timestamp($4), 'queued', true, $5, $6, $7, $8, $9, $10, $11,
-                        cardinality($13::int[])
+                        cardinality($13::int[]), $16, $17
                   where (select count(*) from responses
                           where organization = $2 and status in ('queued', 'in_progress')) < $12
                  returning id
@@ -85,6 +86,8 @@ impl Store {
         .bind(sequences)
         .bind(kinds)
         .bind(texts)
+        .bind(new.conversation.as_ref().map(|place| &place.id))
+        .bind(new.conversation.as_ref().map(|place| place.end))
         .fetch_optional(&self.pool)
         .await?;
         Ok(done.is_some())
@@ -145,7 +148,7 @@ impl Store {
         Ok(done.is_some())
     }
 
-    /// Ends an attempt with its answer and the last events; false if it is no longer this attempt's.
+    /// Ends an attempt with its answer and the last events, and adds to the conversation; false if it is no longer this attempt's.
     pub async fn end_response(
         &self,
         claimed: &ClaimedResponse,
@@ -157,12 +160,12 @@ impl Store {
             "with mine as (
                  update responses set status = $3, output = $4, item_ids = $5, response = $6, request = null,
                         lease_until = null, told = told + cardinality($7::int[])
-                  where id = $1 and attempt = $2 and status = 'in_progress' returning id
+                  where id = $1 and attempt = $2 and status = 'in_progress' returning id, organization, conversation
              ), told as (
                  insert into response_events (response, sequence, kind, event)
                  select mine.id, new.* from mine, unnest($7::int[], $8::text[], $9::text[]) new
              )
-             select id from mine",
+             select id, add_to_conversation(organization, conversation, $10, $11) from mine",
         )
         .bind(&claimed.id)
         .bind(claimed.attempt)
@@ -173,6 +176,8 @@ impl Store {
         .bind(sequences)
         .bind(kinds)
         .bind(texts)
+        .bind(&answer.added.ids)
+        .bind(&answer.added.items)
         .fetch_optional(&self.pool)
         .await?;
         Ok(done.is_some())

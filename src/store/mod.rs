@@ -4,6 +4,7 @@
 pub mod background_responses;
 pub mod blobs;
 pub mod completion_recorder;
+pub mod conversations;
 mod database_url;
 pub(crate) mod disk_trouble;
 mod error;

@@ -4,6 +4,7 @@
 //!
 //! An organisation finds its own alone. Items and objects are JSON that only `api` reads.
 
+use crate::store::conversations::{ConversationPlace, History, NewItems};
 use crate::store::{Result, Store};
 
 /// Longest chain of responses that go on from each other.
@@ -24,6 +25,8 @@ pub struct NewResponse {
     pub created_at: i64,
     /// The response that it goes on from.
     pub previous: Option<String>,
+    /// The conversation that it goes on from, as it was then.
+    pub conversation: Option<ConversationPlace>,
     /// Items of the request, a JSON array.
     pub input: String,
     /// What came of it.
@@ -41,6 +44,8 @@ pub struct Answer {
     pub item_ids: Vec<String>,
     /// The object as clients read it.
     pub response: String,
+    /// What its conversation gets, if it has one.
+    pub added: NewItems,
 }
 
 /// A kept response.
@@ -84,13 +89,29 @@ pub enum Chain {
     TooLong,
 }
 
+/// A response on the walk along a chain.
+#[derive(sqlx::FromRow)]
+struct Link {
+    id: String,
+    previous: Option<String>,
+    depth: i32,
+    /// Of all responses so far.
+    bytes: i64,
+    conversation: Option<String>,
+    conversation_end: Option<i64>,
+}
+
 impl Store {
-    /// Keeps a response that has ended.
+    /// Keeps a response that has ended, and adds to its conversation.
     pub async fn keep_response(&self, new: &NewResponse) -> Result<()> {
         sqlx::query(
-            "insert into responses (id, organization, key, created_at, status, background, streamed, previous, input,
-                                    output, item_ids, response)
-             values ($1, $2, $3, to_timestamp($4), $5, false, false, $6, $7, $8, $9, $10)",
+            "with kept as (
+                 insert into responses (id, organization, key, created_at, status, background, streamed, previous,
+                                        input, output, item_ids, response, conversation, conversation_end)
+                 values ($1, $2, $3, to_timestamp($4), $5, false, false, $6, $7, $8, $9, $10, $11, $12)
+                 returning organization, conversation
+             )
+             select add_to_conversation(organization, conversation, $13, $14) from kept",
         )
         .bind(&new.id)
         .bind(&new.organization)
@@ -102,6 +123,10 @@ impl Store {
         .bind(&new.answer.output)
         .bind(&new.answer.item_ids)
         .bind(&new.answer.response)
+        .bind(new.conversation.as_ref().map(|place| &place.id))
+        .bind(new.conversation.as_ref().map(|place| place.end))
+        .bind(&new.answer.added.ids)
+        .bind(&new.answer.added.items)
         .execute(&self.pool)
         .await?;
         Ok(())
@@ -131,31 +156,49 @@ impl Store {
     pub async fn response_chain(&self, organization: &str, id: &str, limit: usize) -> Result<Chain> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         // The walk reads lengths alone, and ends where they are too much.
-        let walk = "with recursive chain (id, previous, depth, bytes) as (
-                        select id, previous, 1, (octet_length(input) + octet_length(output))::bigint
+        let walk = "with recursive chain (id, previous, depth, bytes, conversation, conversation_end) as (
+                        select id, previous, 1, (octet_length(input) + octet_length(output))::bigint, conversation,
+                               conversation_end
                           from responses where id = $1 and organization = $2
                         union all
                         select r.id, r.previous, chain.depth + 1,
-                               chain.bytes + octet_length(r.input) + octet_length(r.output)
+                               chain.bytes + octet_length(r.input) + octet_length(r.output), r.conversation,
+                               r.conversation_end
                           from chain join responses r on r.id = chain.previous and r.organization = $2
                          where chain.bytes <= $3 and chain.depth <= $4
                     )
-                    select id, previous, depth, bytes from chain order by depth";
-        let found: Vec<(String, Option<String>, i32, i64)> =
+                    select * from chain order by depth";
+        let found: Vec<Link> =
             sqlx::query_as(walk).bind(id).bind(organization).bind(limit).bind(MAX_CHAIN).fetch_all(&self.pool).await?;
-        let Some((_, previous, depth, bytes)) = found.last() else { return Ok(Chain::Broken) };
+        let Some(Link { previous, depth, bytes, conversation, conversation_end, .. }) = found.last() else {
+            return Ok(Chain::Broken);
+        };
         if *bytes > limit || *depth > MAX_CHAIN {
             return Ok(Chain::TooLong);
         }
         if previous.is_some() {
             return Ok(Chain::Broken);
         }
-        let ids: Vec<&str> = found.iter().rev().map(|(id, ..)| id.as_str()).collect();
+        // The first one may go on from a conversation.
+        let mut before = Vec::new();
+        if let (Some(conversation), Some(end)) = (conversation, conversation_end) {
+            let rest = usize::try_from(limit - bytes).unwrap_or_default();
+            match self.conversation_history(organization, conversation, Some(*end), rest).await? {
+                History::Gone => return Ok(Chain::Broken),
+                History::TooLong => return Ok(Chain::TooLong),
+                History::Whole { items, .. } => {
+                    before.push(Turn { status: "completed".into(), input: items, output: "[]".into() });
+                }
+            }
+        }
+        let ids: Vec<&str> = found.iter().rev().map(|link| link.id.as_str()).collect();
         let read = "select status, input, output from unnest($1::text[]) with ordinality wanted (id, place)
                       join responses using (id) where organization = $2 order by place";
         let turns: Vec<Turn> = sqlx::query_as(read).bind(&ids).bind(organization).fetch_all(&self.pool).await?;
         // One may have been deleted between the two.
-        Ok(if turns.len() == ids.len() { Chain::Whole(turns) } else { Chain::Broken })
+        let is_whole = turns.len() == ids.len();
+        before.extend(turns);
+        Ok(if is_whole { Chain::Whole(before) } else { Chain::Broken })
     }
 
     /// Finds responses of `organization` that hold items with any of these ids, the newest first.

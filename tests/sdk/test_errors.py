@@ -137,6 +137,12 @@ REQUESTS = {
         "/v1/responses",
         {"json": {"model": "demo", "input": "x", "previous_response_id": "resp_nobody"}},
     ),
+    (400, "mutually_exclusive_parameters"): (
+        "POST",
+        "/v1/responses",
+        {"json": {"model": "demo", "input": "x", "previous_response_id": "resp_nobody", "conversation": "conv_nobody"}},
+    ),
+    (404, "conversation_not_found"): ("GET", "/v1/conversations/conv_nobody", {}),
     (404, "unknown_url"): ("GET", "/v1/nowhere", {}),
     (405, "method_not_supported"): ("PUT", "/v1/completions", {}),
     (413, None): (

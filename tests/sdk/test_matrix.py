@@ -62,7 +62,7 @@ ELSEWHERE = {"project_ids": ["elsewhere"]}
 COMPLETION = "/v1/chat/completions/{completion}"
 PERMISSIONS = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
 JOBS, JOB, FINE_TUNES = "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/{job}", "/v1/fine_tunes"
-RESPONSES = "/v1/responses"
+RESPONSES, CONVERSATIONS = "/v1/responses", "/v1/conversations"
 
 LABEL = {
     "type": "label_model",
@@ -96,11 +96,34 @@ ROWS = {
     "GET /v1/chat/completions/{completion_id}/messages": Row(COMPLETION + "/messages", shows="completion"),
     "POST /v1/responses": Row(RESPONSES, {"model": "{model}", "input": "x", "max_output_tokens": 2}, shows="model"),
     "POST /v1/responses/input_tokens": Row(RESPONSES + "/input_tokens", {"model": "{model}", "input": "x"}),
+    "POST /v1/responses/compact": Row(
+        RESPONSES + "/compact", {"model": "{model}", "input": "x", "max_output_tokens": 30}
+    ),
     "GET /v1/responses/{response_id}": Row(RESPONSES + "/{response}", shows="response"),
     # Somebody waited for it.
     "POST /v1/responses/{response_id}/cancel": Row(RESPONSES + "/{response}/cancel", right=400),
     "GET /v1/responses/{response_id}/input_items": Row(RESPONSES + "/{response}/input_items", shows="item"),
     "DELETE /v1/responses/{response_id}": Row(RESPONSES + "/{spare_response}", shows="spare_response"),
+    "POST /v1/conversations": Row(CONVERSATIONS, {"items": [{"id": "{conversation_item}"}]}),
+    "GET /v1/conversations/{conversation_id}": Row(CONVERSATIONS + "/{conversation}", shows="conversation"),
+    "POST /v1/conversations/{conversation_id}": Row(
+        CONVERSATIONS + "/{conversation}", {"metadata": {}}, shows="conversation"
+    ),
+    "DELETE /v1/conversations/{conversation_id}": Row(
+        CONVERSATIONS + "/{spare_conversation}", shows="spare_conversation"
+    ),
+    "GET /v1/conversations/{conversation_id}/items": Row(
+        CONVERSATIONS + "/{conversation}/items", shows="conversation_item"
+    ),
+    "POST /v1/conversations/{conversation_id}/items": Row(
+        CONVERSATIONS + "/{conversation}/items", {"items": [{"role": "user", "content": "x"}]}
+    ),
+    "GET /v1/conversations/{conversation_id}/items/{item_id}": Row(
+        CONVERSATIONS + "/{conversation}/items/{conversation_item}", shows="conversation_item"
+    ),
+    "DELETE /v1/conversations/{conversation_id}/items/{item_id}": Row(
+        CONVERSATIONS + "/{conversation}/items/{spare_item}", shows="conversation"
+    ),
     "POST /v1/embeddings": Row("/v1/embeddings", {"model": "{model}", "input": "x"}, shows="model"),
     "POST /v1/score": Row("/v1/score", {"model": "{model}", "text_1": "x", "text_2": "y"}, shows="model"),
     "POST /v1/rerank": Row("/v1/rerank", {"model": "{model}", "query": "x", "documents": ["y"]}, shows="model"),
@@ -218,6 +241,16 @@ SIDE_DOORS = {
         RESPONSES, {"model": "demo", "input": "x", "previous_response_id": "{response}", "max_output_tokens": 2},
         other=400, shows="response",
     ),
+    "POST, a conversation to go on from": Row(
+        RESPONSES, {"model": "demo", "input": "x", "conversation": "{conversation}", "max_output_tokens": 2},
+        shows="conversation",
+    ),
+    "POST, an item of a conversation": Row(
+        RESPONSES, {"model": "demo", "input": [{"id": "{conversation_item}"}], "max_output_tokens": 2}
+    ),
+    "GET, a page after an item of a conversation": Row(
+        CONVERSATIONS + "/{conversation}/items?after={conversation_item}"
+    ),
     "POST, an item of a response": Row(
         RESPONSES, {"model": "demo", "input": [{"id": "{item}"}], "max_output_tokens": 2}
     ),
@@ -304,6 +337,11 @@ def acme(tenants, tickets):
         for name in ("response", "spare_response"):
             body = {"model": "demo", "input": SECRET, "max_output_tokens": 2, "metadata": {SECRET: SECRET}}
             things[name] = http.post(RESPONSES, json=body).json()["id"]
+        for name in ("conversation", "spare_conversation"):
+            items = [{"role": "user", "content": SECRET}] * 2
+            things[name] = http.post(CONVERSATIONS, json={"items": items, "metadata": {SECRET: SECRET}}).json()["id"]
+        page = http.get(f"{CONVERSATIONS}/{things['conversation']}/items").json()
+        things["conversation_item"], things["spare_item"] = page["first_id"], page["last_id"]
         things["item"] = http.get(f"{RESPONSES}/{things['response']}/input_items").json()["first_id"]
 
         def has_ended():

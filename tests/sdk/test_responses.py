@@ -418,7 +418,6 @@ def test_a_long_conversation_is_refused_or_loses_its_oldest_messages(http):
         ),
         ({"tools": [{"type": "custom", "name": "a b"}]}, "tools[0].name"),
         ({"background": True, "store": False}, "background"),
-        ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
         ({"messages": [{"role": "user", "content": "x"}]}, "messages"),
         ({"response_format": {"type": "json_object"}}, "response_format"),

@@ -6,6 +6,7 @@
 mod postgres;
 
 mod blobs;
+mod conversations;
 mod files;
 mod keys_and_usage;
 mod lists;

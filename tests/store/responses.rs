@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use attune::store::Store;
 use attune::store::background_responses::{ClaimedResponse, ResponseEvent};
+use attune::store::conversations::NewItems;
 use attune::store::responses::{Answer, Chain, NewResponse};
 
 use crate::postgres::TestDatabase;
@@ -17,6 +18,7 @@ fn new(id: &str, previous: Option<&str>) -> NewResponse {
         output: format!("[\"{id} out\"]"),
         item_ids: vec![format!("in_{id}"), format!("out_{id}")],
         response: format!("{{\"id\":\"{id}\",\"text\":\"\\u0000\"}}"),
+        added: NewItems::default(),
     };
     NewResponse {
         id: id.into(),
@@ -24,6 +26,7 @@ fn new(id: &str, previous: Option<&str>) -> NewResponse {
         key: "k".into(),
         created_at: 1_800_000_000,
         previous: previous.map(Into::into),
+        conversation: None,
         input: format!("[\"{id} in\"]"),
         answer,
     }

@@ -5,12 +5,13 @@
 //! compiles grammars with [`grammars`], and [`responses`] asks as chat does; embeddings and ranking cut or refuse long
 //! texts by their [`length`] and have [`rows`] of numbers computed, and embeddings read the token ids of other models
 //! with [`foreign_tokens`]. [`foreign_fields`] refuses fields of other APIs that would change an answer.
-//! [`stored_completions`] has the answers that chats asked to store.
+//! [`stored_completions`] has the answers that chats asked to store, [`conversations`] what responses go on from.
 //!
 //! [`routes`](fn@super::routes) lists the handlers; they call `engine` and `adapters`.
 
 pub(super) mod chat;
 pub(super) mod completions;
+pub(super) mod conversations;
 pub(super) mod embeddings;
 pub(super) mod engines;
 pub(super) mod foreign_fields;

@@ -3,17 +3,20 @@
 //! This file creates them. [`conversation`] gathers what a [`request`] says, from its [`items`] and from responses that
 //! are kept; [`asked`] makes a request for a chat of it, so that templates, tools, grammars and usage are those of
 //! `chat`. [`writer`] turns the answer, in which [`thinking`] is told apart, into [`events`] and the whole [`object`].
+//! [`compaction`] makes a conversation short, by a [`summary`].
 //! [`stored`] has the routes of kept responses, [`background`] writes those that nobody waits for, and [`watching`]
 //! streams their events.
 
 mod asked;
 pub(crate) mod background;
-mod conversation;
+pub(crate) mod compaction;
+pub(crate) mod conversation;
 mod events;
-mod items;
+pub(crate) mod items;
 mod object;
 mod request;
 pub(crate) mod stored;
+mod summary;
 mod thinking;
 mod watching;
 mod writer;
@@ -31,10 +34,10 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use self::asked::{Asked, Names, complete};
-use self::conversation::gather;
+use self::conversation::{ANSWERED, Conversation, gather, new_items};
 use self::events::ResponseStreamEvent;
 use self::object::{OutputItem, ResponseObject};
-use self::request::CreateResponse;
+use self::request::{ConversationReference, CreateResponse};
 use self::thinking::Thinks;
 use self::writer::{Reading, Writer};
 use crate::api::ApiState;
@@ -49,6 +52,7 @@ use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::share::Share;
 use crate::api::http::{headers, sse};
 use crate::model::BaseModel;
+use crate::store::conversations::{ConversationPlace, NewItems};
 use crate::store::responses::{Answer, NewResponse};
 use crate::store::{Store, new_id};
 
@@ -115,25 +119,28 @@ async fn answer(state: &ApiState, caller: &Caller, share: Share, request: Create
         let message = "'background' needs 'store': what is written for nobody in particular must be kept.";
         return Err(Problem::invalid_code("background", "invalid_value", message));
     }
-    let conversation = gather(state, caller, &share, &request).await?;
-    let asked = Asked::of(&request, conversation.messages)?;
+    let Conversation { before, own, messages, place } = gather(state, caller, &share, &request).await?;
+    let asked = Asked::of(&request, messages)?;
     let target = Target::resolve(state, caller, share, &request.model).await?;
     let names = asked.names.clone();
     let prepared = Prepared::of(state, target, &request, asked).await.map_err(|problem| names.tell(problem))?;
     let headers = prepared.headers(&names);
     if in_background {
-        return Ok(
-            (headers, background::queue(state, caller, request, conversation.own, prepared).await?).into_response()
-        );
+        let said = background::Said { before, own, place };
+        return Ok((headers, background::queue(state, caller, request, said, prepared).await?).into_response());
     }
+    drop(before);
     let Prepared { plan, mut response, reading, .. } = prepared;
     response.id = new_id("resp_");
     let running = plan.start().map_err(|problem| names.tell(problem))?;
-    let keeping = request.is_kept().then(|| Keeping {
+    let is_kept = request.is_kept();
+    let keeping = (is_kept || place.is_some()).then(|| Keeping {
         store: state.store.clone(),
         organization: caller.organization.to_string(),
         key: caller.key.to_string(),
-        own: conversation.own,
+        own,
+        is_kept,
+        place,
     });
     let is_streamed = request.stream == Some(true);
     let mut writing = Writing { running, writer: Writer::new(response, reading), keeping, names, is_streamed };
@@ -184,6 +191,7 @@ impl Prepared {
             output: Vec::new(),
             parallel_tool_calls: request.parallel_tool_calls.unwrap_or(true),
             previous_response_id: request.previous_response_id.clone().filter(|id| !id.is_empty()),
+            conversation: request.conversation().map(|id| ConversationReference { id: id.to_owned() }),
             prompt_cache_key: request.prompt_cache_key.clone(),
             reasoning,
             safety_identifier: request.safety_identifier.clone(),
@@ -287,30 +295,52 @@ struct Keeping {
     organization: String,
     key: String,
     own: Vec<Value>,
+    /// False if only its conversation gets something.
+    is_kept: bool,
+    place: Option<ConversationPlace>,
 }
 
 impl Keeping {
-    fn new_response(&self, response: &ResponseObject) -> Result<NewResponse> {
-        Ok(NewResponse {
+    async fn keep(self, response: &ResponseObject) -> Result<()> {
+        let answer = kept_answer(&self.own, response)?;
+        if !self.is_kept {
+            if let Some(place) = self.place.filter(|_| !answer.added.ids.is_empty()) {
+                // A conversation that was deleted meanwhile gets nothing.
+                self.store.add_to_conversation(&self.organization, &place.id, &answer.added).await?;
+            }
+            return Ok(());
+        }
+        let new = NewResponse {
             id: response.id.clone(),
-            organization: self.organization.clone(),
-            key: self.key.clone(),
+            organization: self.organization,
+            key: self.key,
             created_at: response.created_at,
             previous: response.previous_response_id.clone(),
+            conversation: self.place,
             input: sse::json(&self.own)?,
-            answer: kept_answer(&self.own, response)?,
-        })
+            answer,
+        };
+        Ok(self.store.keep_response(&new).await?)
     }
 }
 
 /// Returns a response as it is kept, with the items of its request.
 fn kept_answer(own: &[Value], response: &ResponseObject) -> Result<Answer> {
-    let own = own.iter().filter_map(|item| item["id"].as_str());
+    let ids = own.iter().filter_map(|item| item["id"].as_str());
+    let output = sse::json(&response.output)?;
+    // One that has no answer leaves its conversation as it was.
+    let added = if response.conversation.is_some() && ANSWERED.contains(&response.status) {
+        let output: Vec<Value> = conversation::items_of(&output)?;
+        new_items(own.iter().chain(&output))
+    } else {
+        NewItems::default()
+    };
     Ok(Answer {
         status: response.status,
-        output: sse::json(&response.output)?,
-        item_ids: own.chain(response.output.iter().map(OutputItem::id)).map(str::to_owned).collect(),
+        output,
+        item_ids: ids.chain(response.output.iter().map(OutputItem::id)).map(str::to_owned).collect(),
         response: sse::json(response)?,
+        added,
     })
 }
 
@@ -345,9 +375,10 @@ impl Writing {
 
     /// Keeps the response as it is now.
     async fn keep(&mut self) -> Result<()> {
-        let Some(keeping) = self.keeping.take() else { return Ok(()) };
-        let new = keeping.new_response(&self.writer.response)?;
-        Ok(keeping.store.keep_response(&new).await?)
+        match self.keeping.take() {
+            Some(keeping) => keeping.keep(&self.writer.response).await,
+            None => Ok(()),
+        }
     }
 
     /// Goes on to the next events; false behind the last one.
@@ -390,12 +421,13 @@ impl Writing {
 impl Drop for Writing {
     fn drop(&mut self) {
         // Only who reads a stream has seen the id.
-        let Some(keeping) = self.keeping.take().filter(|_| self.is_streamed) else { return };
+        let is_seen = |keeping: &Keeping| self.is_streamed && keeping.is_kept;
+        let Some(keeping) = self.keeping.take().filter(is_seen) else { return };
         self.writer.cancel(self.running.usage());
-        let new = keeping.new_response(&self.writer.response);
-        if let (Ok(new), Ok(runtime)) = (new, tokio::runtime::Handle::try_current()) {
+        let response = self.writer.response.clone();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
-                if let Err(error) = keeping.store.keep_response(&new).await {
+                if let Err(error) = keeping.keep(&response).await {
                     tracing::warn!("cannot keep a response whose client left: {error}");
                 }
             });

@@ -197,6 +197,13 @@ impl Problem {
         Self::not_found(format!("Response with id '{id}' not found.")).code("response_not_found").param("response_id")
     }
 
+    /// The caller has no conversation with the id.
+    pub fn no_conversation(id: &str) -> Self {
+        Self::not_found(format!("Conversation with id '{id}' not found."))
+            .code("conversation_not_found")
+            .param("conversation")
+    }
+
     /// No item with the id is kept for the caller.
     pub fn no_item(id: &str) -> Self {
         let message = format!("Item with id '{id}' not found. Items are not kept when `store` is false.");

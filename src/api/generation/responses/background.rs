@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::conversation::{ANSWERED, new_items};
 use super::object::ResponseObject;
 use super::request::{CreateResponse, Input};
 use super::watching::watch;
@@ -28,6 +29,7 @@ use crate::api::access::inside::Inside;
 use crate::api::http::error::{Problem, RateLimit, Result};
 use crate::api::http::sse;
 use crate::store::background_responses::{ClaimedResponse, ResponseEvent};
+use crate::store::conversations::{ConversationPlace, NewItems};
 use crate::store::new_id;
 use crate::store::responses::{Answer, NewResponse};
 
@@ -49,12 +51,22 @@ const LOSSES: i32 = 3;
 /// Longest body of a refusal that is read.
 const REFUSAL_BYTES: usize = 1 << 20;
 
+/// What a request for a response says.
+pub(super) struct Said {
+    /// Items of what it goes on from.
+    pub before: Vec<Value>,
+    /// Its own.
+    pub own: Vec<Value>,
+    /// The conversation that it goes on from.
+    pub place: Option<ConversationPlace>,
+}
+
 /// Queues a response and answers with it, or with its events.
 pub(super) async fn queue(
     state: &ApiState,
     caller: &Caller,
     request: CreateResponse,
-    own: Vec<Value>,
+    Said { mut before, own, place }: Said,
     prepared: Prepared,
 ) -> Result<Response> {
     let mut response = prepared.response;
@@ -71,12 +83,26 @@ pub(super) async fn queue(
         key: caller.key.to_string(),
         created_at: response.created_at,
         previous: response.previous_response_id.clone(),
+        conversation: place,
         input: sse::json(&own)?,
         answer: kept_answer(&own, &response)?,
     };
-    let (store, stream, background) = (Some(false), Some(true), None);
-    let request = CreateResponse { input: Some(Input::Items(own)), store, stream, background, ..request };
-    if !state.store.queue_response(&new, &sse::json(&request)?, events.as_deref(), MOST).await? {
+    // It answers the conversation as it is now, and adds to it in the end.
+    let input = if new.conversation.is_some() {
+        before.extend(own);
+        before
+    } else {
+        own
+    };
+    let (store, stream, background, conversation) = (Some(false), Some(true), None, None);
+    let input = Some(Input::Items(input));
+    let body = sse::json(&CreateResponse { input, conversation, store, stream, background, ..request })?;
+    let limit = state.config.limits.max_body_bytes;
+    if body.len() > limit {
+        let message = format!("The request with its conversation has more than {limit} bytes.");
+        return Err(Problem::invalid_code("input", "context_length_exceeded", message));
+    }
+    if !state.store.queue_response(&new, &body, events.as_deref(), MOST).await? {
         let message = format!("This organization has {MOST} unfinished responses: wait until some have ended.");
         return Err(Problem::rate_limited(RateLimit::Requests, message, Some(BUSY)));
     }
@@ -269,8 +295,10 @@ impl Attempt {
     /// Gives a response of the route the id and the settings of the one that waits.
     fn adopt(&self, response: &mut Value) {
         let own: Value = serde_json::from_str(&self.claimed.response).unwrap_or_default();
-        for key in ["id", "created_at", "background", "store"] {
-            response[key] = own[key].clone();
+        for key in ["id", "created_at", "background", "store", "conversation"] {
+            if let Some(value) = own.get(key) {
+                response[key] = value.clone();
+            }
         }
     }
 
@@ -323,7 +351,15 @@ impl Attempt {
         let own: Vec<Value> = serde_json::from_str(&self.claimed.input).unwrap_or_default();
         let output = response["output"].as_array().cloned().unwrap_or_default();
         let ids = own.iter().chain(&output).filter_map(|item| item["id"].as_str()).map(str::to_owned);
-        Ok(Answer { status, output: sse::json(&output)?, item_ids: ids.collect(), response: sse::json(response)? })
+        let belongs = response["conversation"].is_object() && ANSWERED.contains(&status);
+        let added = if belongs { new_items(own.iter().chain(&output)) } else { NewItems::default() };
+        Ok(Answer {
+            status,
+            output: sse::json(&output)?,
+            item_ids: ids.collect(),
+            response: sse::json(response)?,
+            added,
+        })
     }
 }
 

@@ -1,7 +1,8 @@
-//! Everything that a request for a response says to the model: the instructions, the responses that it goes on from,
-//! and its own items, with those that it only refers to. Used by `responses`.
+//! Everything that a request for a response says to the model: the instructions, the responses or the conversation that
+//! it goes on from, and its own items, with those that it only refers to. Used by `responses`, `compaction`, and
+//! `conversations` for items that are added to one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
@@ -13,21 +14,30 @@ use crate::api::generation::chat::ChatMessage;
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::parsed_size::parsed_size;
 use crate::api::http::share::Share;
+use crate::store::conversations::{ConversationPlace, History, NewItems};
 use crate::store::responses::{Chain, Turn};
 
 /// The field that names the response to go on from.
 const PREVIOUS: &str = "previous_response_id";
+/// The field that names the conversation to go on from.
+const CONVERSATION: &str = "conversation";
+/// Items of a conversation.
+pub(crate) const MAX_ITEMS: i64 = 10_000;
 /// Bytes of JSON that are read on an async thread.
 const INLINE_BYTES: usize = 64 << 10;
 /// Statuses of responses that can be gone on from.
-const ANSWERED: [&str; 2] = ["completed", "incomplete"];
+pub(super) const ANSWERED: [&str; 2] = ["completed", "incomplete"];
 
 /// What a request says.
 pub(super) struct Conversation {
+    /// The items of what it goes on from.
+    pub before: Vec<Value>,
     /// The items of the request itself, as they are kept.
     pub own: Vec<Value>,
     /// All of it, for the model.
     pub messages: Vec<ChatMessage>,
+    /// The conversation that it goes on from, as it is now.
+    pub place: Option<ConversationPlace>,
 }
 
 /// Gathers what `request` says.
@@ -38,20 +48,31 @@ pub(super) async fn gather(
     request: &CreateResponse,
 ) -> Result<Conversation> {
     let own = match &request.input {
+        // What is to be answered may stand in the conversation already.
+        None if request.conversation().is_some() => Vec::new(),
         None => return Err(Problem::missing("input")),
         Some(Input::Text(text)) => vec![json!({"role": "user", "content": text})],
         Some(Input::Items(items)) => items.clone(),
     };
-    let instructions = match &request.instructions {
-        None => Vec::new(),
-        Some(Input::Text(text)) => vec![Item::Message { role: "system".into(), text: text.clone() }],
-        Some(Input::Items(items)) => read_all(items, "instructions")?,
+    let instructions = instructions(request.instructions.as_ref())?;
+    let previous = request.previous_response_id.as_deref().filter(|previous| !previous.is_empty());
+    let (turns, place) = match (previous, request.conversation()) {
+        (None, None) => (Vec::new(), None),
+        (Some(previous), None) => (earlier(state, caller, previous).await?, None),
+        (None, Some(conversation)) => {
+            let (turn, place) = so_far(state, caller, conversation).await?;
+            (vec![turn], Some(place))
+        }
+        (Some(_), Some(_)) => {
+            let message = "'previous_response_id' and 'conversation' both say what to go on from: send one of them.";
+            return Err(Problem::invalid_code(PREVIOUS, "mutually_exclusive_parameters", message));
+        }
     };
-    let turns = earlier(state, caller, share, request.previous_response_id.as_deref()).await?;
     let before = parse(share, turns).await?;
-    let references = references(&own)?;
-    let found = find(state, caller, share, &references, &before).await?;
-    let own: Vec<Value> = own.into_iter().map(|item| referred(item, &found)).collect();
+    let own = resolve(state, caller, share, own, &before, "input").await?;
+    if place.is_some() {
+        check_new(&own, &before, "input")?;
+    }
     let mut all = instructions;
     all.extend(read_all(&before, "input")?);
     all.extend(read_all(&own, "input")?);
@@ -60,7 +81,64 @@ pub(super) async fn gather(
         return Err(Problem::invalid_code("input", "invalid_value", "'input' says nothing: send some content."));
     }
     let own = own.into_iter().map(items::kept).collect();
-    Ok(Conversation { own, messages })
+    Ok(Conversation { before, own, messages, place })
+}
+
+/// Returns items of the field `param`, each reference replaced by its item; those that cannot be read are refused.
+pub(crate) async fn resolve(
+    state: &ApiState,
+    caller: &Caller,
+    share: &Share,
+    own: Vec<Value>,
+    before: &[Value],
+    param: &str,
+) -> Result<Vec<Value>> {
+    let references = references(&own, param)?;
+    let found = find(state, caller, share, &references, before).await?;
+    Ok(own.into_iter().map(|item| referred(item, &found)).collect())
+}
+
+/// Refuses items of the field `param` with an id that another one, or one `before`, has in the same conversation.
+pub(crate) fn check_new(own: &[Value], before: &[Value], param: &str) -> Result<()> {
+    let mut ids: HashSet<&str> = before.iter().filter_map(|item| item["id"].as_str()).collect();
+    for (index, id) in own.iter().enumerate().filter_map(|(index, item)| Some((index, item["id"].as_str()?))) {
+        if !id.is_empty() && !ids.insert(id) {
+            let message = format!("The conversation has an item with the id '{id}' already: leave this one out.");
+            return Err(Problem::invalid_code(format!("{param}[{index}].id"), "invalid_value", message));
+        }
+    }
+    Ok(())
+}
+
+/// Returns items as a conversation gets them.
+pub(crate) fn new_items<'a>(items: impl IntoIterator<Item = &'a Value>) -> NewItems {
+    let id = |item: &Value| item["id"].as_str().unwrap_or_default().to_owned();
+    let (ids, items) = items.into_iter().map(|item| (id(item), item.to_string())).unzip();
+    NewItems { ids, items }
+}
+
+/// Reads the items of a conversation, and where they end.
+async fn so_far(state: &ApiState, caller: &Caller, id: &str) -> Result<(Turn, ConversationPlace)> {
+    let limit = state.config.limits.max_body_bytes;
+    match state.store.conversation_history(&caller.organization, id, None, limit).await? {
+        History::Whole { items, count, place } if count < MAX_ITEMS => {
+            Ok((Turn { status: "completed".into(), input: items, output: "[]".into() }, place))
+        }
+        History::Gone => Err(Problem::no_conversation(id)),
+        History::TooLong | History::Whole { .. } => {
+            let message = format!("The conversation '{id}' has more than {limit} bytes or {MAX_ITEMS} items.");
+            Err(Problem::invalid_code(CONVERSATION, "context_length_exceeded", message))
+        }
+    }
+}
+
+/// Reads the instructions of a request.
+pub(super) fn instructions(given: Option<&Input>) -> Result<Vec<Item>> {
+    match given {
+        None => Ok(Vec::new()),
+        Some(Input::Text(text)) => Ok(vec![Item::Message { role: "system".into(), text: text.clone() }]),
+        Some(Input::Items(items)) => read_all(items, "instructions"),
+    }
 }
 
 fn read_all(items: &[Value], place: &str) -> Result<Vec<Item>> {
@@ -68,8 +146,7 @@ fn read_all(items: &[Value], place: &str) -> Result<Vec<Item>> {
 }
 
 /// Returns the responses that the one named `previous` ends, the first one first.
-async fn earlier(state: &ApiState, caller: &Caller, share: &Share, previous: Option<&str>) -> Result<Vec<Turn>> {
-    let Some(previous) = previous.filter(|previous| !previous.is_empty()) else { return Ok(Vec::new()) };
+async fn earlier(state: &ApiState, caller: &Caller, previous: &str) -> Result<Vec<Turn>> {
     let limit = state.config.limits.max_body_bytes;
     let turns = match state.store.response_chain(&caller.organization, previous, limit).await? {
         Chain::Whole(turns) => turns,
@@ -86,17 +163,16 @@ async fn earlier(state: &ApiState, caller: &Caller, share: &Share, previous: Opt
         let message = format!("The response '{previous}' has no answer to go on from: its status is {}.", turn.status);
         return Err(Problem::invalid_code(PREVIOUS, "invalid_value", message));
     }
+    Ok(turns)
+}
+
+/// Returns the items of responses, which take of the request's share.
+async fn parse(share: &Share, turns: Vec<Turn>) -> Result<Vec<Value>> {
     for turn in &turns {
         share.keep(parsed_size(turn.input.as_bytes(), &[]) + parsed_size(turn.output.as_bytes(), &[])).await?;
     }
     let bytes: usize = turns.iter().map(|turn| turn.input.len() + turn.output.len()).sum();
     share.set_body_bytes(share.body_bytes() + bytes);
-    Ok(turns)
-}
-
-/// Returns the items of responses.
-async fn parse(share: &Share, turns: Vec<Turn>) -> Result<Vec<Value>> {
-    let bytes: usize = turns.iter().map(|turn| turn.input.len() + turn.output.len()).sum();
     let read = move || {
         let texts = turns.iter().flat_map(|turn| [&turn.input, &turn.output]);
         let lists: Result<Vec<Vec<Value>>> = texts.map(|text| items_of(text)).collect();
@@ -110,12 +186,12 @@ pub(super) fn items_of(text: &str) -> Result<Vec<Value>> {
     serde_json::from_str(text).map_err(|error| Problem::defect(format_args!("items of a response: {error}")))
 }
 
-fn references(own: &[Value]) -> Result<Vec<String>> {
+fn references(own: &[Value], param: &str) -> Result<Vec<String>> {
     let reference = |item| match item {
         Item::Reference(id) => Some(id),
         _ => None,
     };
-    Ok(read_all(own, "input")?.into_iter().filter_map(reference).collect())
+    Ok(read_all(own, param)?.into_iter().filter_map(reference).collect())
 }
 
 /// Finds the items with these ids among those `before`, or else among all that are kept for the organisation.
@@ -143,6 +219,11 @@ async fn find(
             if add(&items_of(&turn.output)?) || add(&items_of(&turn.input)?) {
                 break;
             }
+        }
+        if !add(&[]) {
+            let items = state.store.items_of_conversations(&caller.organization, &wanted).await?.join(",");
+            share.keep(parsed_size(items.as_bytes(), &[])).await?;
+            add(&items_of(&format!("[{items}]"))?);
         }
     }
     match ids.iter().find(|id| !found.contains_key(*id)) {

@@ -1,8 +1,9 @@
 //! Items of a conversation, as clients write them and as they are kept, and the messages of a chat that they stand for.
-//! Used by `conversation` for the input of a request and for what it goes on from.
+//! Used by `conversation` for the input of a request and for what it goes on from, and by `conversations`.
 
 use serde_json::{Value, json};
 
+use super::summary;
 use crate::api::generation::chat::{ChatContent, ChatMessage, MessageFunction, MessageToolCall, arguments_of};
 use crate::api::http::error::{Problem, Result};
 use crate::datasets::parse::shorten;
@@ -31,9 +32,12 @@ const HOSTED: [&str; 19] = [
     "additional_tools",
 ];
 
+/// What the model is shown before a summary.
+const SUMMARY: &str = "Summary of the conversation so far:\n\n";
+
 /// An item.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Item {
+pub(crate) enum Item {
     /// What somebody said.
     Message { role: String, text: String },
     /// What the model thought.
@@ -42,6 +46,8 @@ pub(super) enum Item {
     Call { id: String, name: String, arguments: String },
     /// What came of a call.
     Output { id: String, text: String },
+    /// What stands for a conversation that was compacted.
+    Summary(String),
     /// An item that is kept.
     Reference(String),
     /// Nothing that a model could be told.
@@ -87,12 +93,25 @@ pub(super) fn read(item: &Value, place: &str) -> Result<Item> {
             Ok(Item::Output { id: id.to_owned(), text })
         }
         "item_reference" => Ok(Item::Reference(text("id")?)),
+        "compaction" => {
+            let summary = summary::read(&text("encrypted_content")?);
+            summary.map(Item::Summary).ok_or_else(|| {
+                let message = "This compaction was made by another server or is damaged: only those of \
+                               /v1/responses/compact of Attune can be read. Send the conversation itself instead.";
+                Problem::invalid_code(format!("{place}.encrypted_content"), "invalid_value", message)
+            })
+        }
         kind if HOSTED.contains(&kind) => Ok(Item::Nothing),
         other => {
             let message = format!("'{}' is not a supported type of items.", shorten(other));
             Err(Problem::invalid_code(format!("{place}.type"), "invalid_value", message))
         }
     }
+}
+
+/// True for messages of the roles user, system and developer.
+pub(super) fn is_said_to_the_model(item: &Value) -> bool {
+    item["type"] == "message" && ["user", "system", "developer"].iter().any(|role| item["role"] == *role)
 }
 
 /// Reads a text, or the texts of parts, which are joined.
@@ -132,7 +151,7 @@ fn reasoning(item: &Value) -> String {
 }
 
 /// Brings an item of a request into the form in which it is kept and shown: with an id and a type, and with parts.
-pub(super) fn kept(mut item: Value) -> Value {
+pub(crate) fn kept(mut item: Value) -> Value {
     let Some(fields) = item.as_object_mut() else { return item };
     let given = fields.get("type").and_then(Value::as_str).map(str::to_owned);
     let kind = given.unwrap_or_else(|| "message".into());
@@ -143,6 +162,7 @@ pub(super) fn kept(mut item: Value) -> Value {
         "custom_tool_call" => "ctc_",
         "custom_tool_call_output" => "ctco_",
         "reasoning" => "rs_",
+        "compaction" => "cmp_",
         _ => "item_",
     };
     if fields.get("id").and_then(Value::as_str).is_none_or(str::is_empty) {
@@ -214,6 +234,12 @@ pub(super) fn messages(items: Vec<Item>) -> Result<Vec<ChatMessage>> {
                 thought = None;
                 messages.push(ChatMessage { tool_call_id: Some(id), ..said("tool".into(), text) });
             }
+            Item::Summary(text) => {
+                thought = None;
+                // The user's messages stand in a row before it, which templates that want turns to alternate refuse.
+                join_last_of_user(&mut messages);
+                messages.push(said("assistant".into(), format!("{SUMMARY}{text}")));
+            }
             Item::Reference(_) | Item::Nothing => {}
         }
     }
@@ -222,6 +248,19 @@ pub(super) fn messages(items: Vec<Item>) -> Result<Vec<ChatMessage>> {
         return Err(Problem::invalid_code("input", "invalid_value", message));
     }
     Ok(messages)
+}
+
+/// Makes one message of those of the user at the end.
+fn join_last_of_user(messages: &mut Vec<ChatMessage>) {
+    let start = messages.iter().rposition(|message| message.role != "user").map_or(0, |last| last + 1);
+    let texts = messages.drain(start..).filter_map(|message| match message.content {
+        Some(ChatContent::Text(text)) => Some(text),
+        _ => None,
+    });
+    let text = texts.collect::<Vec<_>>().join("\n\n");
+    if !text.is_empty() {
+        messages.push(said("user".into(), text));
+    }
 }
 
 fn said(role: String, text: String) -> ChatMessage {

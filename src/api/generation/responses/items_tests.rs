@@ -144,3 +144,33 @@ fn a_kept_item_has_an_id_a_type_and_parts_and_keeps_those_that_it_has() {
         assert_eq!(read(&kept(item.clone()), "x").expect("an item"), read(&item, "x").expect("an item"));
     }
 }
+
+#[test]
+fn a_summary_is_a_turn_of_its_own_behind_one_of_the_user() {
+    let compaction = |summary: &str| json!({"type": "compaction", "encrypted_content": summary::write(summary)});
+    let items = json!([
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "U"},
+        {"role": "user", "content": "V"},
+        compaction("sum"),
+        {"role": "user", "content": "W"},
+        {"role": "assistant", "content": "A"},
+    ]);
+    let read = conversation(&items).expect("messages");
+    assert_eq!(
+        short(&read),
+        [
+            "system: S",
+            "user: U\n\nV",
+            "assistant: Summary of the conversation so far:\n\nsum",
+            "user: W",
+            "assistant: A"
+        ]
+    );
+    // At the beginning, too.
+    assert_eq!(conversation(&json!([compaction("sum")])).expect("messages").len(), 1);
+    for foreign in [json!({"type": "compaction", "encrypted_content": "gAAAAABp"}), json!({"type": "compaction"})] {
+        let problem = conversation(&json!([foreign])).expect_err("foreign");
+        assert_eq!(problem.error.param.as_deref(), Some("input[0].encrypted_content"));
+    }
+}

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::request::{Input, TextFormat};
+use super::request::{ConversationReference, Input, TextFormat};
 use crate::api::generation::generate::body::Usage;
 use crate::api::generation::generate::logprobs::ChatTokenLogprob;
 
@@ -41,6 +41,9 @@ pub(crate) struct ResponseObject {
     pub parallel_tool_calls: bool,
     /// The response that it goes on from.
     pub previous_response_id: Option<String>,
+    /// The conversation that it goes on from, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conversation: Option<ConversationReference>,
     /// As asked for.
     pub prompt_cache_key: Option<String>,
     /// How the model was to think.

@@ -22,6 +22,8 @@ pub(crate) struct CreateResponse {
     pub instructions: Option<Input>,
     /// The response that this one goes on from; it must be kept.
     pub previous_response_id: Option<String>,
+    /// The conversation that this one goes on from, and to which its items are added; its id, or an object with it.
+    pub conversation: Option<ConversationParam>,
     /// Keep the response, so that it can be read, deleted and gone on from.
     #[schema(default = true)]
     pub store: Option<bool>,
@@ -114,6 +116,23 @@ pub(crate) enum Input {
     Items(Vec<Value>),
 }
 
+/// A conversation by its id.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected the id of a conversation or {\"id\": \"…\"}")]
+pub(crate) enum ConversationParam {
+    /// `conv_…`
+    Id(String),
+    /// An object with the id.
+    Object(ConversationReference),
+}
+
+/// A conversation by its id.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct ConversationReference {
+    /// `conv_…`
+    pub id: String,
+}
+
 /// The form of the text.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub(crate) struct TextSettings {
@@ -177,6 +196,15 @@ impl RouteBody for CreateResponse {
 }
 
 impl CreateResponse {
+    /// Returns the id of the conversation to go on from.
+    pub(super) fn conversation(&self) -> Option<&str> {
+        let id = match self.conversation.as_ref()? {
+            ConversationParam::Id(id) => id,
+            ConversationParam::Object(conversation) => &conversation.id,
+        };
+        Some(id.as_str()).filter(|id| !id.is_empty())
+    }
+
     /// True if the response is to be kept.
     pub(super) fn is_kept(&self) -> bool {
         self.store.unwrap_or(true)

@@ -176,7 +176,7 @@ pub(super) fn with_status(response: &str, status: &'static str) -> Result<String
 }
 
 /// Answers with JSON that is written already.
-pub(super) fn json(text: String) -> Response {
+pub(crate) fn json(text: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 

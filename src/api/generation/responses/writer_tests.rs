@@ -21,6 +21,7 @@ fn response() -> ResponseObject {
         output: Vec::new(),
         parallel_tool_calls: true,
         previous_response_id: None,
+        conversation: None,
         prompt_cache_key: None,
         reasoning: ReasoningEcho::default(),
         safety_identifier: None,

@@ -193,3 +193,59 @@ test("a response in the background is streamed, and read again from an event on"
   for await (const event of await client.responses.retrieve(id, { stream: true, starting_after: 3 })) again.push(event);
   assert.deepEqual(again, events.slice(4));
 });
+
+test("a conversation is kept, answered and read page by page", async () => {
+  const made = await client.conversations.create({
+    items: [{ role: "user", content: "My name is Ada." }], metadata: { team: "a" },
+  });
+  assert.equal(made.object, "conversation");
+  const question = { model: "gpt-4o-mini", input: "Who am I?", max_output_tokens: 12, conversation: made.id };
+  const answer = await client.responses.stream(question).finalResponse();
+  assert.deepEqual(answer.conversation, { id: made.id });
+  const items = [];
+  for await (const item of client.conversations.items.list(made.id, { order: "asc", limit: 2 })) items.push(item);
+  assert.deepEqual(items.map((item) => item.role), ["user", "user", "assistant"]);
+  assert.equal(items[2].id, answer.output[0].id);
+  await client.conversations.items.delete(items[2].id, { conversation_id: made.id });
+  const added = await client.conversations.items.create(made.id, { items: [{ role: "assistant", content: "Ada." }] });
+  assert.equal(added.data[0].content[0].type, "output_text");
+  assert.deepEqual((await client.conversations.update(made.id, { metadata: { team: "b" } })).metadata, { team: "b" });
+  assert.ok((await client.conversations.delete(made.id)).deleted);
+  await assert.rejects(client.conversations.retrieve(made.id), { status: 404, code: "conversation_not_found" });
+});
+
+test("a conversation is made short, and goes on from there", async () => {
+  const input = [{ role: "user", content: "My name is Ada." }, { role: "assistant", content: "Hello, Ada." }];
+  const short = await client.responses.compact({ model: "gpt-4o-mini", input });
+  assert.deepEqual(short.output.map((item) => item.type), ["message", "compaction"]);
+  const second = await client.responses.create({
+    model: "gpt-4o-mini", input: [...short.output, { role: "user", content: "Who am I?" }], max_output_tokens: 12,
+  });
+  assert.ok(second.output_text);
+});
+
+test("a custom tool gets its input as a text, in chats and in responses", async () => {
+  const grammar = { syntax: "regex", definition: "[0-2][0-9]:[0-5][0-9]" };
+  const custom = { name: "alarm", description: "Sets an alarm.", format: { type: "grammar", grammar } };
+  const messages = [{ role: "user", content: "Wake me." }];
+  const chat = await client.chat.completions.create({
+    model: "gpt-4o-mini", messages, tools: [{ type: "custom", custom }], max_tokens: 100,
+    tool_choice: { type: "custom", custom: { name: "alarm" } },
+  });
+  const { message, finish_reason } = chat.choices[0];
+  const [call] = message.tool_calls;
+  assert.deepEqual([finish_reason, call.type, call.custom.name], ["tool_calls", "custom", "alarm"]);
+  assert.match(call.custom.input, /^[0-2][0-9]:[0-5][0-9]$/);
+  const result = { role: "tool", tool_call_id: call.id, content: "Set." };
+  const next = await client.chat.completions.create({
+    model: "gpt-4o-mini", messages: [...messages, message, result], tools: [{ type: "custom", custom }], max_tokens: 12,
+    tool_choice: "none",
+  });
+  assert.ok(next.choices[0].message.content);
+  const response = await client.responses.stream({
+    model: "gpt-4o-mini", input: "Wake me.", tools: [{ type: "custom", name: "alarm", format: { type: "text" } }],
+    tool_choice: { type: "custom", name: "alarm" }, max_output_tokens: 200,
+  }).finalResponse();
+  assert.equal(response.output[0].type, "custom_tool_call");
+  assert.equal(typeof response.output[0].input, "string");
+});

@@ -54,7 +54,7 @@ def map_body(ctx, body):
             body[field] = most
     if ctx.operation.path.endswith("/completions") and body.get("max_tokens") is None:
         body["max_tokens"] = MOST_TOKENS
-    if ctx.operation.path.endswith("/responses") and body.get("max_output_tokens") is None:
+    if ctx.operation.path.endswith(("/responses", "/compact")) and body.get("max_output_tokens") is None:
         body["max_output_tokens"] = MOST_TOKENS
     return body
 
