@@ -38,6 +38,7 @@ use crate::store::Store;
 use crate::store::completion_recorder::CompletionRecorder;
 use crate::store::key_directory::KeyDirectory;
 use crate::store::postgres::PrivatePostgres;
+use crate::store::response_changes::ResponseChanges;
 use crate::store::usage_recorder::UsageRecorder;
 use crate::{Error, Result, system};
 
@@ -77,6 +78,7 @@ impl App {
         let completions = CompletionRecorder::new(store.clone());
         let queue = Queue::open(store.clone()).await?;
         let batches = Batches::new(store.clone());
+        let response_changes = ResponseChanges::open(&store).await?;
         if postgres.is_some() {
             // Nobody else uses this database: jobs that its rows call running belonged to a process that was killed.
             let lost = queue.reap_all().await?;
@@ -118,6 +120,7 @@ impl App {
             store,
             queue,
             batches,
+            response_changes,
             estimator,
             keys,
             grammars,

@@ -59,6 +59,7 @@ use crate::jobs::worker::pulse::Pulse;
 use crate::store::Store;
 use crate::store::completion_recorder::CompletionRecorder;
 use crate::store::key_directory::KeyDirectory;
+use crate::store::response_changes::ResponseChanges;
 use crate::store::usage_recorder::UsageRecorder;
 use crate::{Error, Result};
 
@@ -81,16 +82,16 @@ fn routes() -> OpenApiRouter<ApiState> {
         // Responses.
         .routes(routes!(responses::create))
         .routes(routes!(responses::count_tokens))
-        .routes(routes!(responses::stored::retrieve, responses::stored::delete))
         .routes(routes!(responses::compaction::compact))
+        .routes(routes!(responses::stored::retrieve, responses::stored::delete))
         .routes(routes!(responses::stored::cancel))
         .routes(routes!(responses::stored::input_items))
-        .routes(routes!(embeddings::create))
         // Conversations, which responses go on from.
         .routes(routes!(conversations::create))
         .routes(routes!(conversations::retrieve, conversations::update, conversations::delete))
         .routes(routes!(conversations::items::add, conversations::items::list))
         .routes(routes!(conversations::items::retrieve, conversations::items::delete))
+        .routes(routes!(embeddings::create))
         // Scores and labels.
         .routes(routes!(rerank::create))
         .routes(routes!(score::create))
@@ -212,6 +213,8 @@ pub struct ApiState {
     pub queue: Queue,
     /// The batches of requests.
     pub batches: Batches,
+    /// Tells of responses in the background.
+    pub response_changes: ResponseChanges,
     /// Estimates the time and memory of a fine-tune job.
     pub estimator: Estimator,
     /// The API keys in the database.

@@ -21,6 +21,7 @@ pub mod permissions;
 pub mod postgres;
 pub mod recent_use;
 mod removal;
+pub mod response_changes;
 pub mod responses;
 mod schema;
 pub mod stored_completions;

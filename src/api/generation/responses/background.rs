@@ -40,8 +40,8 @@ const AT_A_TIME: usize = 8;
 /// Time after which another server may take a response up; it is renewed far more often.
 const LEASE: Duration = Duration::from_secs(15);
 const RENEW: Duration = Duration::from_secs(3);
-/// Time between looks for a response that waits.
-const POLL: Duration = Duration::from_millis(300);
+/// Time between looks for a response that waits, if the database tells of none: some wait for a time or for a lease to end.
+const POLL: Duration = Duration::from_secs(1);
 /// Time before a response that was refused because the server is busy is tried again, unless it says another.
 const BUSY: Duration = Duration::from_secs(2);
 /// Seconds after which a response that was always refused so ends.
@@ -134,7 +134,10 @@ pub(crate) async fn run(state: ApiState, inside: Inside) {
                     attempt.run().await;
                 });
             }
-            Ok(None) => pause(&state, POLL).await,
+            Ok(None) => {
+                let told = tokio::time::timeout(POLL, state.response_changes.any());
+                let _ = state.shutdown.run_until_cancelled(told).await;
+            }
             Err(error) => {
                 tracing::warn!("cannot look for responses that wait: {error}");
                 pause(&state, BUSY).await;
