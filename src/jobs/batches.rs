@@ -168,6 +168,8 @@ pub enum End {
     Expired,
     /// A client cancelled it.
     Cancelled,
+    /// Its input file was lost after its lines were checked.
+    Failed,
 }
 
 impl End {
@@ -177,6 +179,7 @@ impl End {
             Self::Completed => "completed",
             Self::Expired => "expired",
             Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
         }
     }
 }
@@ -329,8 +332,14 @@ impl Batches {
     }
 
     /// Ends a batch with its output and error file, whose contents are stored; false, and the files are none, if the
-    /// lease was lost or another end came first.
-    pub async fn finish(&self, batch: &Batch, end: End, files: [Option<&MadeFile>; 2]) -> Result<bool> {
+    /// lease was lost or another end came first. `faults` say why it failed, and only then.
+    pub async fn finish(
+        &self,
+        batch: &Batch,
+        end: End,
+        files: [Option<&MadeFile>; 2],
+        faults: &[LineFault],
+    ) -> Result<bool> {
         let [output, error] = files;
         let finished = sqlx::query(sql::BATCH_FINISH)
             .bind(batch.key)
@@ -340,6 +349,7 @@ impl Batches {
             .bind(error.map(|file| file.id.as_str()))
             .bind(output.map(|file| file.bytes))
             .bind(error.map(|file| file.bytes))
+            .bind((end == End::Failed).then_some(Json(faults)))
             .fetch_optional(&self.store.pool)
             .await?;
         Ok(finished.is_some())

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use attune::jobs::batches::{Batch, Batches, Created, End, LineResult, MadeFile, NewBatch};
+use attune::jobs::batches::{Batch, Batches, Created, End, LineFault, LineResult, MadeFile, NewBatch};
 use attune::store::Error;
 use attune::store::files::NewFile;
 
@@ -106,7 +106,7 @@ async fn whoever_lost_the_lease_writes_nothing() {
     assert!(batches.heartbeat(&batch, LEASE).await.unwrap().is_none());
     assert!(batches.record(&batch, &[result(1, true, "x")]).await.unwrap().is_none());
     assert!(!batches.finalize(&batch).await.unwrap());
-    assert!(!batches.finish(&batch, End::Expired, [None, None]).await.unwrap());
+    assert!(!batches.finish(&batch, End::Expired, [None, None], &[]).await.unwrap());
     batches.release(&batch, Duration::ZERO).await.unwrap();
     assert!(fixture.claim().await.is_none(), "the other one still has it");
     assert!(batches.record(&next, &[result(1, true, "x")]).await.unwrap().is_some());
@@ -118,7 +118,7 @@ async fn an_end_has_its_files_or_does_not_come() {
     let batch = fixture.started().await;
     fixture.batches.record(&batch, &[result(1, true, "x")]).await.unwrap();
     let file = MadeFile { id: "file-made".into(), bytes: 2 };
-    let finish = |end, files| fixture.batches.finish(&batch, end, files);
+    let finish = |end, files| fixture.batches.finish(&batch, end, files, &[]);
     assert!(!finish(End::Completed, [Some(&file), None]).await.unwrap(), "a line is open");
     let asked = fixture.batches.cancel(&batch.organization, &batch.id).await.unwrap();
     assert_eq!(asked.status, "cancelling");
@@ -139,6 +139,21 @@ async fn an_end_has_its_files_or_does_not_come() {
 }
 
 #[tokio::test]
+async fn a_batch_that_fails_after_its_check_says_why_and_keeps_what_was_answered() {
+    let fixture = Fixture::new().await;
+    let batch = fixture.started().await;
+    fixture.batches.record(&batch, &[result(1, true, "x")]).await.unwrap();
+    let file = MadeFile { id: "file-made".into(), bytes: 2 };
+    let fault = LineFault { code: "invalid_input_file".into(), message: "lost".into(), param: None, line: None };
+    let finish = fixture.batches.finish(&batch, End::Failed, [Some(&file), None], std::slice::from_ref(&fault));
+    assert!(finish.await.unwrap());
+    let now = fixture.now(&batch).await;
+    assert_eq!((now.status.as_str(), now.completed, now.failed), ("failed", 1, 1));
+    assert_eq!((now.errors.unwrap().0, now.output_file.as_deref()), (vec![fault], Some("file-made")));
+    assert!(now.failed_at.is_some() && fixture.claim().await.is_none());
+}
+
+#[tokio::test]
 async fn the_input_of_an_unfinished_batch_stays() {
     let fixture = Fixture::new().await;
     let batch = fixture.started().await;
@@ -146,6 +161,6 @@ async fn the_input_of_an_unfinished_batch_stays() {
     let refused = store.delete_file("org", &batch.input_file).await.unwrap_err();
     assert!(matches!(refused, Error::FileInUse { job, .. } if job == batch.id));
     fixture.batches.cancel("org", &batch.id).await.unwrap();
-    assert!(fixture.batches.finish(&batch, End::Cancelled, [None, None]).await.unwrap());
+    assert!(fixture.batches.finish(&batch, End::Cancelled, [None, None], &[]).await.unwrap());
     store.delete_file("org", &batch.input_file).await.unwrap();
 }

@@ -355,3 +355,24 @@ def test_ten_deaths_lose_no_line_and_answer_none_twice(start_server, request, en
     with sdk(server) as client:
         is_whole(server, client, batch)
     server.stop()
+
+
+def test_a_batch_whose_input_is_lost_from_the_disk_fails_and_keeps_what_was_answered(client, server):
+    batch = create(client, [line(0), line(1)])
+    assert wait_for_batch(client, batch).status == "completed"
+    # As it was with one of the lines answered, but for the file.
+    (lost,) = (server.data_dir / "blobs").rglob(batch.input_file_id)
+    lost.unlink()
+    answer = json.dumps({"custom_id": "r0"})
+    ask_database(
+        server,
+        f"insert into batch_results (batch, line, succeeded, content) select key, 1, true, '{answer}' from batches"
+        f" where id = '{batch.id}'; update batches set status = 'in_progress', completed = 1, completed_at = null,"
+        f" finalizing_at = null, output_file = null where id = '{batch.id}'",
+    )
+    failed = wait_for_batch(client, batch)
+    assert (failed.status, failed.completed_at) == ("failed", None) and failed.failed_at
+    (why,) = failed.errors.data
+    assert (why.code, why.param) == ("invalid_input_file", "input_file_id")
+    assert (failed.request_counts.completed, failed.request_counts.failed) == (1, 1)
+    assert content(client, failed.output_file_id) == [{"custom_id": "r0"}] and failed.error_file_id is None

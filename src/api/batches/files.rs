@@ -9,7 +9,8 @@ use tokio::io::{AsyncWriteExt as _, BufWriter};
 use super::{input, line};
 use crate::api::ApiState;
 use crate::api::http::error::{Problem, Result};
-use crate::jobs::batches::{Batch, End, MadeFile};
+use crate::jobs::batches::{Batch, End, LineFault, MadeFile};
+use crate::store;
 use crate::store::files::new_file_id;
 
 const WRITE: &str = "write the results of a batch";
@@ -47,8 +48,8 @@ impl Results {
 }
 
 /// Makes the files of `batch` and ends it; returns whether it has ended so. If not, another end came first, or the lease
-/// was lost, and the files are none.
-pub(super) async fn finish(state: &ApiState, batch: &Batch, end: End) -> Result<bool> {
+/// was lost, and the files are none. `faults` say why it failed.
+pub(super) async fn finish(state: &ApiState, batch: &Batch, end: End, faults: &[LineFault]) -> Result<bool> {
     let (mut output, mut errors) = (Results::new(state)?, Results::new(state)?);
     let mut done = HashSet::new();
     let mut last = 0;
@@ -66,7 +67,7 @@ pub(super) async fn finish(state: &ApiState, batch: &Batch, end: End) -> Result<
     add_unanswered(state, batch, end, &done, &mut errors).await?;
     let output = output.store(state).await?;
     let errors = errors.store(state).await?;
-    let ended = state.batches.finish(batch, end, [output.as_ref(), errors.as_ref()]).await?;
+    let ended = state.batches.finish(batch, end, [output.as_ref(), errors.as_ref()], faults).await?;
     if !ended {
         for file in [output, errors].into_iter().flatten() {
             state.store.remove_content(&file.id).await?;
@@ -88,14 +89,24 @@ async fn add_unanswered(
         return Ok(());
     }
     let (code, message) = match end {
+        // Its lines are lost.
+        End::Failed => return Ok(()),
         End::Completed => return Err(Problem::defect(format!("{} has lines without a result", batch.id))),
         End::Expired => ("batch_expired", "This request could not be executed before the completion window expired."),
         End::Cancelled => {
             ("batch_cancelled", "This request was not executed, since the batch was cancelled before it.")
         }
     };
-    let file = state.store.file(&batch.organization, &batch.input_file).await?;
-    let mut lines = input::read(state.store.open_file(&file).await?);
+    let opened = match state.store.file(&batch.organization, &batch.input_file).await {
+        Ok(file) => state.store.open_file(&file).await,
+        Err(error) => Err(error),
+    };
+    let mut lines = match opened {
+        Ok(file) => input::read(file),
+        // Nobody knows what they were any more.
+        Err(store::Error::NotFound { .. } | store::Error::BlobNotFound(_)) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
     while let Some(read) = lines.recv().await {
         let read = read?;
         if !done.contains(&read.number) {

@@ -116,8 +116,17 @@ impl Runner {
         if batch.status == "validating" {
             self.check(&mut batch).await?;
         }
+        let mut faults = Vec::new();
         let end = match batch.status.as_str() {
-            "in_progress" => self.answer(&batch).await?,
+            "in_progress" => match self.open_input(&batch).await {
+                Ok(file) => self.answer(&batch, file).await?,
+                // It will not come back. What was answered is kept.
+                Err(problem) if problem.status == StatusCode::NOT_FOUND => {
+                    faults = Checked::without_file(&problem.to_string()).faults;
+                    End::Failed
+                }
+                Err(problem) => return Err(problem.into()),
+            },
             "finalizing" => End::Completed,
             _ => End::Cancelled,
         };
@@ -131,11 +140,12 @@ impl Runner {
                 end
             };
         // A cancellation may come first: then the batch ends so.
-        if !self.keep(&batch, files::finish(&self.state, &batch, end)).await? && end == End::Expired {
+        let ended = self.keep(&batch, files::finish(&self.state, &batch, end, &faults)).await?;
+        if !ended && matches!(end, End::Expired | End::Failed) {
             if self.beat(&batch).await?.status != "cancelling" {
                 return Err(Left::Over);
             }
-            self.keep(&batch, files::finish(&self.state, &batch, End::Cancelled)).await?;
+            self.keep(&batch, files::finish(&self.state, &batch, End::Cancelled, &[])).await?;
         }
         Ok(())
     }
@@ -172,10 +182,10 @@ impl Runner {
         Ok(self.state.store.open_file(&file).await?)
     }
 
-    /// Answers the lines that have no result; returns how the batch ends.
-    async fn answer(&self, batch: &Batch) -> Result<End, Left> {
+    /// Answers the lines of the input `file` that have no result; returns how the batch ends.
+    async fn answer(&self, batch: &Batch, file: File) -> Result<End, Left> {
         let done: HashSet<i32> = self.state.batches.done(batch).await?.into_iter().collect();
-        let lines = ReceiverStream::new(input::read(self.open_input(batch).await?));
+        let lines = ReceiverStream::new(input::read(file));
         let caller = self.caller(batch);
         let left =
             lines.filter(|line| std::future::ready(line.as_ref().map_or(true, |line| !done.contains(&line.number))));
