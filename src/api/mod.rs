@@ -4,10 +4,10 @@
 //! - [`http`]: bodies, errors, lists, event streams, and what surrounds all routes;
 //! - [`access`]: keys, limits, and the tokens that a request is charged;
 //! - [`operations`]: health, usage, files; [`models`]: models, adapters, permissions;
-//! - [`generation`]: completions, chat, responses, embeddings, scores, tokens; [`fine_tuning`]: jobs and their events, in
-//!   both forms;
-//! - `webhooks`: tells endpoints of what happened;
+//! - [`generation`]: completions, chat, responses, embeddings, scores, tokens;
 //! - [`graders`]: scores of answers; [`evals`]: many answers at a time;
+//! - [`fine_tuning`]: jobs and their events, in both forms;
+//! - `webhooks`: tells endpoints of what happened;
 //! - [`batches`]: files of requests for `generation`, answered in the background;
 //! - `background`: work that no connection waits for;
 //! - [`ui`]: the page for people, which has a list of routes of its own.
@@ -47,7 +47,7 @@ use self::generation::ranking::{classify, rerank, score};
 use self::generation::stored_completions::{self, training_file};
 use self::generation::{chat, completions, conversations, embeddings, engines, responses, tokenize};
 use self::http::{docs, transport, unread};
-use self::models::{adapter_download, checkpoint_permissions, lora_adapters, model_list, model_resource};
+use self::models::{adapter_download, aliases, checkpoint_permissions, lora_adapters, model_list, model_resource};
 use self::operations::{files, health, uploads, usage};
 use crate::adapters::registry::AdapterRegistry;
 use crate::config::Config;
@@ -101,6 +101,9 @@ fn routes() -> OpenApiRouter<ApiState> {
         .merge(documented(routes!(model_resource::retrieve, model_resource::delete)))
         .merge(documented(routes!(adapter_download::download)))
         .route("/models/{*model}", get(adapter_download::get).delete(model_resource::delete))
+        .routes(routes!(aliases::list))
+        .merge(documented(routes!(aliases::retrieve, aliases::set, aliases::delete)))
+        .route("/aliases/{*alias}", get(aliases::retrieve).put(aliases::set).delete(aliases::delete))
         .routes(routes!(lora_adapters::list))
         .routes(routes!(lora_adapters::load))
         .routes(routes!(lora_adapters::unload))

@@ -28,12 +28,12 @@ pub enum Error {
     #[error("The model `{0}` does not exist or you do not have access to it.")]
     ModelNotFound(String),
 
-    /// An unfinished job reads the file, so it cannot be deleted.
-    #[error("File {file} is in use by job {job}: cancel the job first.")]
+    /// An unfinished job, batch or run of an eval reads the file, so it cannot be deleted.
+    #[error("File {file} is in use by {job}, which has not ended: cancel that first.")]
     FileInUse {
         /// Id of the file.
         file: String,
-        /// Public id of the job.
+        /// Public id of the job, the batch or the run.
         job: String,
     },
 
@@ -45,6 +45,19 @@ pub enum Error {
         /// Public id of the job.
         job: String,
     },
+
+    /// An alias of the organisation stands for the model, so it cannot be deleted.
+    #[error("The alias '{alias}' stands for the model {model}: move or delete the alias first.")]
+    ModelHasAlias {
+        /// Name of the model.
+        model: String,
+        /// The alias.
+        alias: String,
+    },
+
+    /// The organisation has as many aliases as it may have.
+    #[error("Your organization has as many aliases as it may have: delete one that is not needed any more.")]
+    TooManyAliases,
 
     /// An adapter from elsewhere already has the name, and the caller did not ask to replace it.
     #[error("An adapter named '{0}' is stored already: replace it, or choose another name.")]

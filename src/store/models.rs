@@ -201,7 +201,7 @@ impl Store {
     }
 
     /// Removes the name, and the adapter's blobs unless another name points to it; [`Error::ModelInUse`] while a job is
-    /// to continue the model.
+    /// to continue the model, [`Error::ModelHasAlias`] while an alias of its owner stands for it.
     pub async fn delete_fine_tuned_model(&self, organization: &str, name: &str) -> Result<FineTunedModel> {
         let (store, organization, name) = (self.clone(), organization.to_owned(), name.to_owned());
         Self::to_the_end(async move {
@@ -210,12 +210,14 @@ impl Store {
                 "with held as materialized (
                      select * from fine_tuned_models where organization = $1 and name = $2 for update
                  ), used as materialized (
-                     select *, job_from_model(organization, name) as user_of from held
+                     select *, job_from_model(organization, name) as user_of, alias_of_model(organization, name) as alias_of
+                       from held
                  ), gone as (
                      delete from fine_tuned_models old using used
-                      where old.organization = used.organization and old.name = used.name and user_of is null
+                      where old.organization = used.organization and old.name = used.name
+                        and user_of is null and alias_of is null
                  )
-                 select user_of,",
+                 select user_of, alias_of,",
                 "from used"
             ))
             .bind(organization)
@@ -225,6 +227,9 @@ impl Store {
             .ok_or_else(|| Error::ModelNotFound(name.clone()))?;
             if let Some(job) = row.try_get("user_of")? {
                 return Err(Error::ModelInUse { model: name, job });
+            }
+            if let Some(alias) = row.try_get("alias_of")? {
+                return Err(Error::ModelHasAlias { model: name, alias });
             }
             let deleted = FineTunedModel::from_row(&row)?;
             store.remove_unused_adapter(&deleted.adapter).await?;

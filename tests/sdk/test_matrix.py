@@ -135,6 +135,11 @@ ROWS = {
     "GET /v1/models/{model}": Row("/v1/models/{model}", shows="model"),
     "DELETE /v1/models/{model}": Row("/v1/models/{spare_model}", shows="spare_model"),
     "GET /v1/models/{model}/adapter": Row("/v1/models/{model}/adapter"),
+    "GET /v1/aliases": Row("/v1/aliases", other=OTHER_LISTS, shows="alias"),
+    "GET /v1/aliases/{alias}": Row("/v1/aliases/{alias}", shows="alias"),
+    # Anybody may give the name to a model of their own.
+    "PUT /v1/aliases/{alias}": Row("/v1/aliases/{alias}", {"model": "{model}"}, shows="model"),
+    "DELETE /v1/aliases/{alias}": Row("/v1/aliases/{spare_alias}", shows="spare_alias"),
     # For admins only, whose organisation has no such file and no such adapter.
     "GET /v1/lora_adapters": Row("/v1/lora_adapters", right=403, other=403, admin=200),
     "POST /v1/load_lora_adapter": Row(
@@ -230,6 +235,11 @@ SIDE_DOORS = {
     "POST, an estimate with a file to measure on": Row(
         JOBS + "/estimate", {"model": "demo", "training_file": "{own_file}", "validation_file": "{file}"}, other=400,
         shows="file",
+    ),
+    "POST, an alias": Row("/v1/embeddings", {"model": "{alias}", "input": "x"}, shows="alias"),
+    "POST, an eval to run at the end": Row(
+        JOBS, {"model": "demo", "training_file": "{own_file}", "eval": {"id": "{eval}", "data_source": ITEMS}}, right=400,
+        other=400,
     ),
     "POST, a checkpoint": Row("/v1/embeddings", {"model": "{checkpoint}", "input": "x"}, shows="checkpoint"),
     "GET, a checkpoint": Row("/v1/models/{checkpoint}", shows="checkpoint"),
@@ -332,6 +342,9 @@ def acme(tenants, tickets):
             things[name] = http.post(runs, json={"name": SECRET, "data_source": ITEMS}).json()["id"]
             wait_for(lambda: http.get(f"{runs}/{things[name]}").json()["status"] == "completed", "the end of the run")
         things["output_item"] = http.get(f"{runs}/{things['run']}/output_items").json()["data"][0]["id"]
+        for name in ("alias", "spare_alias"):
+            things[name] = f"{SECRET}-{name}-1234"
+            assert http.put(f"/v1/aliases/{things[name]}", json={"model": "demo"}).status_code == 200
         things["fine_tune"] = fine_tune(n_epochs=1)
 
         for name in ("response", "spare_response"):

@@ -11,6 +11,7 @@ use crate::api::access::auth::Caller;
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::faults::is_number;
 use crate::api::http::values::{self, Number};
+use crate::api::models::names::real_name;
 use crate::api::operations::checks::{no_longer_than, within};
 use crate::datasets::parse::shorten;
 use crate::jobs::queue::Admission;
@@ -90,17 +91,18 @@ pub(crate) async fn enqueue(state: &ApiState, caller: &Caller, api: JobApi, spec
 /// caller's.
 pub(crate) async fn admitted(state: &ApiState, caller: &Caller, mut spec: JobSpec) -> Result<JobSpec, Problem> {
     no_longer_than("model", Some(&spec.model), MAX_MODEL_NAME)?;
-    follow_alias(state, &mut spec);
+    follow_alias(state, caller, &mut spec).await?;
     check_inputs(state, caller, &spec).await?;
     Ok(spec)
 }
 
 /// Replaces an alias by the model that it stands for, so that workers need not know aliases.
-fn follow_alias(state: &ApiState, spec: &mut JobSpec) {
-    if state.catalog.is_alias(&spec.model) {
-        let real = state.catalog.real_name(&spec.model).to_owned();
+async fn follow_alias(state: &ApiState, caller: &Caller, spec: &mut JobSpec) -> Result<()> {
+    let real = real_name(state, &caller.organization, &spec.model).await?;
+    if real != spec.model {
         spec.alias = Some(std::mem::replace(&mut spec.model, real));
     }
+    Ok(())
 }
 
 /// Checks that the files and the model are the caller's own (or a base model) and that no setting exceeds what the

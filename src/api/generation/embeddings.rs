@@ -103,7 +103,7 @@ pub(crate) async fn create(
     let prompt = Prompt::of(form, request.prompt_name.as_deref(), request.input_type.as_deref())?;
     let length = Length::of(target.text_limit(), request.truncate.as_ref(), request.truncate_prompt_tokens)?;
     let items = request.input.into_items("input", state.config.limits.max_inputs)?;
-    let items = foreign_tokens::own_items(&state.catalog, &target.share, &request.model, items).await?;
+    let items = foreign_tokens::own_items(target.is_alias, &target.share, &request.model, items).await?;
     let inputs = inputs::read(&target, "input", items, prompt, length).await?;
     let (vectors, usage) = rows::compute(&target, "input", inputs, shape.output).await?;
     let format = request.encoding_format.unwrap_or_default();

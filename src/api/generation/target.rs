@@ -12,6 +12,7 @@ use crate::api::generation::input::{Item, check_ids};
 use crate::api::generation::room::Room;
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::share::Share;
+use crate::api::models::names::real_name;
 use crate::engine;
 use crate::engine::catalog::CatalogEntry;
 use crate::engine::stops::StopTexts;
@@ -38,21 +39,24 @@ pub(crate) struct Target {
     pub account: Account,
     /// What the request may use of memory and threads.
     pub share: Share,
+    /// True if the request named the model by an alias.
+    pub is_alias: bool,
 }
 
 impl Target {
     /// Finds the base model or the caller's fine-tuned model of this name, or the model that it is an alias of.
     pub(crate) async fn resolve(state: &ApiState, caller: &Caller, share: Share, name: &str) -> Result<Self> {
-        let real = state.catalog.real_name(name);
-        if let Ok(base) = state.catalog.get(real) {
+        let real = real_name(state, &caller.organization, name).await?;
+        let is_alias = real != name;
+        if let Ok(base) = state.catalog.get(&real) {
             let account = Account::new(state, caller, name, &base.model.id);
-            return Ok(Self { base: base.clone(), adapter: None, account, share });
+            return Ok(Self { base: base.clone(), adapter: None, account, share, is_alias });
         }
-        let leased = state.registry.lease(&caller.organization, real).await;
+        let leased = state.registry.lease(&caller.organization, &real).await;
         let not_found = |error| Problem::from(error).about_model(name).offering(&state.catalog.served());
         let (base, adapter) = leased.map_err(not_found)?;
         let account = Account::new(state, caller, name, &base);
-        Ok(Self { base: state.catalog.get(&base)?.clone(), adapter: Some(adapter), account, share })
+        Ok(Self { base: state.catalog.get(&base)?.clone(), adapter: Some(adapter), account, share, is_alias })
     }
 
     /// Returns the base model: weights, tokenizer and template.

@@ -18,6 +18,7 @@ use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Path;
 use crate::api::http::query::Query;
 use crate::api::models::model_resource::{self, blame_model};
+use crate::api::models::names::real_name;
 use crate::model::{self, gguf};
 use crate::off_thread::off_thread;
 use crate::store;
@@ -78,13 +79,13 @@ pub(crate) async fn download(
     Path(name): Path<String>,
     Query(query): Query<DownloadQuery>,
 ) -> Result<Response, Problem> {
-    let real = state.catalog.real_name(&name);
-    if state.catalog.get(real).is_ok() {
+    let real = real_name(&state, &caller.organization, &name).await?;
+    if state.catalog.get(&real).is_ok() {
         let message = format!("The model `{name}` is a base model and has no adapter.");
         return Err(Problem::invalid("model", message));
     }
     // For the owner only: the permission to use a model does not include its weights.
-    let row = state.store.fine_tuned_model(&caller.organization, real).await;
+    let row = state.store.fine_tuned_model(&caller.organization, &real).await;
     let model = row.map_err(|error| blame_model(Problem::from(error).about_model(&name)))?;
     match query.format.unwrap_or_default() {
         AdapterFormat::Peft => peft(&state, &model).await,

@@ -18,13 +18,11 @@ use crate::api::access::auth::{Admin, Caller};
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::api::models::adapter_list::AdapterList;
+use crate::api::models::names::check_new;
 use crate::api::operations::checks::no_longer_than;
 use crate::off_thread::off_thread;
 use crate::store;
-use crate::store::names::{VISIBLE, is_job_name, is_visible};
 
-/// Characters of an adapter's name at the most.
-const MAX_NAME: usize = 256;
 /// Bytes of a path, and of the names of what exists.
 const MAX_TEXT: usize = 4096;
 /// What an archive with an adapter may have been uploaded for.
@@ -65,7 +63,7 @@ pub(crate) async fn load(
     Admin(caller): Admin,
     Body(request): Body<LoadAdapter>,
 ) -> Result<String, Problem> {
-    check_name(&state, &request.lora_name)?;
+    check_name(&state, &caller, &request.lora_name).await?;
     no_longer_than("lora_path", Some(&request.lora_path), MAX_TEXT)?;
     no_longer_than("base_model_name", request.base_model_name.as_deref(), MAX_TEXT)?;
     let name = request.lora_name.clone();
@@ -115,25 +113,11 @@ pub(crate) async fn list(State(state): State<ApiState>, Admin(caller): Admin) ->
 }
 
 /// Names must be visible and must not be taken for anything else.
-fn check_name(state: &ApiState, name: &str) -> Result<()> {
-    check_form(name)?;
-    if state.catalog.get(name).is_ok() || state.catalog.is_alias(name) {
-        let message = format!("'{name}' is a base model or an alias on this server: choose another name.");
+async fn check_name(state: &ApiState, caller: &Caller, name: &str) -> Result<()> {
+    check_new(state, "lora_name", name)?;
+    if state.store.alias_target(&caller.organization, name).await?.is_some() {
+        let message = format!("'{name}' is an alias of your organization: choose another name.");
         return Err(Problem::invalid_code("lora_name", "invalid_value", message));
-    }
-    Ok(())
-}
-
-fn check_form(name: &str) -> Result<()> {
-    let fault = |message: String| Err(Problem::invalid_code("lora_name", "invalid_value", message));
-    if !(1..=MAX_NAME).contains(&name.chars().count()) || !is_visible(name) {
-        return fault(format!("'lora_name' must have 1 to {MAX_NAME} characters: {VISIBLE}."));
-    }
-    if is_job_name(name) {
-        return fault(format!("'{name}' has the form of a fine-tune job's model: choose another name."));
-    }
-    if name.ends_with("/adapter") {
-        return fault("'lora_name' must not end with '/adapter', where the downloads of adapters are.".into());
     }
     Ok(())
 }
@@ -231,33 +215,4 @@ fn choose_base(state: &ApiState, asked: Option<&str>, config: &[u8]) -> Result<S
     }
     let message = "The adapter names no base model of this server: say which one in 'base_model_name'.";
     Err(Problem::invalid_code("base_model_name", "missing_required_parameter", message))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_is_visible_and_not_of_a_form_that_means_something_else() {
-        for name in ["sql", "team/My adapter:v2", "東京", &"x".repeat(256)] {
-            assert!(check_form(name).is_ok(), "{name}");
-        }
-        let long = "x".repeat(257);
-        for name in [
-            "",
-            " ",
-            " a",
-            "a\n",
-            "a\tb",
-            "a\0b",
-            "a\u{200b}",
-            "a\u{202e}b",
-            "ft:demo:a::b",
-            "demo:ft-a",
-            "a/adapter",
-            &long,
-        ] {
-            assert!(check_form(name).is_err(), "{name:?}");
-        }
-    }
 }

@@ -64,7 +64,8 @@ async fn start<'a>(state: &ApiState, caller: &Caller, after: Option<&'a str>) ->
         return Ok(Some(start));
     }
     start.base = bases.len();
-    if let Some(before) = state.catalog.aliases().position(|(alias, _)| alias == after) {
+    let aliases = aliases(state, caller).await?;
+    if let Some(before) = aliases.iter().position(|(alias, _)| alias == after) {
         start.alias = Some(before + 1);
         return Ok(Some(start));
     }
@@ -103,11 +104,21 @@ async fn models_from(state: &ApiState, caller: &Caller, start: Start<'_>, limit:
     Ok(models)
 }
 
+/// Returns the aliases with what they stand for: those of the configuration, then those of the caller's organisation, which
+/// hide no other name.
+async fn aliases(state: &ApiState, caller: &Caller) -> Result<Vec<(String, String)>> {
+    let configured = state.catalog.aliases().map(|(alias, name)| (alias.to_owned(), name.to_owned()));
+    let own = state.store.aliases(&caller.organization).await?;
+    let hides = |name: &str| state.catalog.is_alias(name) || state.catalog.get(name).is_ok();
+    let own = own.into_iter().filter(|alias| !hides(&alias.name)).map(|alias| (alias.name, alias.model));
+    Ok(configured.chain(own).collect())
+}
+
 /// Returns up to `limit` aliases of models that the caller may use, without the first `skipped`. An alias of a
 /// fine-tuned model exists for those alone who may use that model.
 async fn usable_aliases(state: &ApiState, caller: &Caller, skipped: usize, limit: usize) -> Result<Vec<Model>> {
-    let aliases: Vec<(&str, &str)> = state.catalog.aliases().skip(skipped).collect();
-    let tuned = aliases.iter().map(|(_, name)| *name).filter(|name| state.catalog.get(name).is_err());
+    let aliases: Vec<(String, String)> = aliases(state, caller).await?.into_iter().skip(skipped).collect();
+    let tuned = aliases.iter().map(|(_, name)| name.as_str()).filter(|name| state.catalog.get(name).is_err());
     let tuned: Vec<&str> = tuned.collect();
     let rows: Vec<FineTunedModel> = if tuned.is_empty() {
         Vec::new()
@@ -115,11 +126,11 @@ async fn usable_aliases(state: &ApiState, caller: &Caller, skipped: usize, limit
         state.store.usable_models_named(&caller.organization, &tuned).await?
     };
     let usable = aliases.into_iter().filter_map(|(alias, name)| {
-        if let Ok(entry) = state.catalog.get(name) {
-            return Some(Model::from(&*entry.model).called(alias));
+        if let Ok(entry) = state.catalog.get(&name) {
+            return Some(Model::from(&*entry.model).called(&alias));
         }
         let row = rows.iter().find(|row| row.name == name)?;
-        Some(Model::of(row.clone(), state).called(alias))
+        Some(Model::of(row.clone(), state).called(&alias))
     });
     Ok(usable.take(limit).collect())
 }

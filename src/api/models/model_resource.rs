@@ -9,6 +9,7 @@ use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Path;
+use crate::api::models::names::real_name;
 use crate::model::BaseModel;
 use crate::model::generation::GenerationDefaults;
 use crate::store::models::FineTunedModel;
@@ -87,19 +88,20 @@ pub(crate) async fn retrieve(
 
 /// Returns the model of this name that the caller may use: a base model, a fine-tuned one, or an alias of either.
 pub(crate) async fn find(state: &ApiState, caller: &Caller, name: &str) -> Result<Model> {
-    let real = state.catalog.real_name(name);
-    let model = if let Ok(entry) = state.catalog.get(real) {
+    let real = real_name(state, &caller.organization, name).await?;
+    let model = if let Ok(entry) = state.catalog.get(&real) {
         Model::from(&*entry.model)
     } else {
-        let row = state.store.usable_model(&caller.organization, real).await;
+        let row = state.store.usable_model(&caller.organization, &real).await;
         Model::of(row.map_err(|error| Problem::from(error).about_model(name))?, state)
     };
-    Ok(if state.catalog.is_alias(name) { model.called(name) } else { model })
+    Ok(if real == name { model } else { model.called(name) })
 }
 
 /// Delete a fine-tuned model
 ///
-/// Requests in flight end undisturbed. Base models and aliases cannot be deleted.
+/// Requests in flight end undisturbed. Base models and aliases cannot be deleted, nor can a model that an alias of its owner
+/// stands for.
 #[utoipa::path(
     delete, path = "/models/{model}", operation_id = "deleteModel", tag = "Models",
     params(("model" = String, Path, description = "The name; slashes may be raw or encoded.")),
@@ -117,6 +119,10 @@ pub(crate) async fn delete(
     if state.catalog.is_alias(&name) {
         let real = state.catalog.real_name(&name);
         let message = format!("`{name}` is an alias of the model `{real}`; the server's configuration holds it.");
+        return Err(Problem::forbidden(message));
+    }
+    if let Some(real) = state.store.alias_target(&caller.organization, &name).await? {
+        let message = format!("`{name}` is an alias of the model `{real}`: delete it with DELETE /v1/aliases.");
         return Err(Problem::forbidden(message));
     }
     let deleted = state.store.delete_fine_tuned_model(&caller.organization, &name).await;

@@ -61,6 +61,7 @@ async fn list(State(pages): State<Pages>, visitor: Visitor, Query(cursor): Query
     let uses = pages.api.store.recent_use(organization, &names).await?;
     let rows = Rows { organization, memory: pages.api.registry.status(), uses };
     let of_bases: Vec<(&str, &str)> = catalog.aliases().filter(|(_, name)| catalog.get(name).is_ok()).collect();
+    let own = if is_first { pages.api.store.aliases(organization).await? } else { Vec::new() };
     let body = html! {
         h1 { "Models" }
         div.scroll tabindex="0" role="region" aria-label="Models" {
@@ -76,7 +77,8 @@ async fn list(State(pages): State<Pages>, visitor: Visitor, Query(cursor): Query
                 tbody {
                     @if is_first {
                         @for base in &bases { (rows.base(base)) }
-                        @for (alias, name) in &of_bases { (rows.alias(alias, name)) }
+                        @for (alias, name) in &of_bases { (rows.alias(alias, name, "the configuration")) }
+                        @for alias in &own { (rows.alias(&alias.name, &alias.model, "your organisation")) }
                     }
                     @for model in &tuned { (rows.tuned(model)) }
                 }
@@ -113,12 +115,12 @@ impl Rows<'_> {
         }
     }
 
-    fn alias(&self, alias: &str, name: &str) -> Markup {
+    fn alias(&self, alias: &str, name: &str, maker: &str) -> Markup {
         html! {
             tr {
                 th scope="row" { bdi { (alias) } }
                 td data-label="Kind" { "alias of " (link(name)) }
-                td data-label="Made by" { "the configuration" }
+                td data-label="Made by" { (maker) }
                 td {}
                 td {}
                 (self.traffic(alias))

@@ -1,6 +1,6 @@
 -- Add checkpoint: makes a stored adapter a model of the job's organisation and drops all but the newest $9 of the
--- job, the one with the lowest full validation loss, the one with the most right answers (of equals the lower loss)
--- and those that another unfinished job continues. A job that is still this attempt's has one row at least, without a
+-- job, the one with the lowest full validation loss, the one with the most right answers (of equals the lower loss),
+-- those that another unfinished job continues and those that an alias stands for. A job that is still this attempt's has one row at least, without a
 -- name if nothing was dropped.
 with held as materialized (
     select id, organization from jobs where key = $1 and attempt = $2 and status = 'running' for no key update
@@ -33,6 +33,7 @@ with held as materialized (
     delete from fine_tuned_models old using surplus
      where old.organization = surplus.organization and old.name = surplus.name
        and job_from_model(surplus.organization, surplus.name) is null
+       and alias_of_model(surplus.organization, surplus.name) is null
     returning old.name, old.adapter
 )
 select name, adapter from held left join dropped on true

@@ -100,7 +100,8 @@ impl From<store::Error> for Problem {
             Store::NotFound { .. } => Self::not_found(message),
             Store::ModelNotFound(name) => Self::model_not_found(&name),
             Store::FileInUse { .. } => Self::invalid("file_id", message),
-            Store::ModelInUse { .. } => Self::invalid("model", message),
+            Store::ModelInUse { .. } | Store::ModelHasAlias { .. } => Self::invalid("model", message),
+            Store::TooManyAliases => Self::bad_request(message),
             Store::NameOfJob(_) => Self::invalid_code("lora_name", "invalid_value", message),
             Store::NameTaken(name) => {
                 let message = format!(

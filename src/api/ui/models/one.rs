@@ -7,6 +7,7 @@ use maud::{Markup, html};
 use super::{SECTION, kind, link, made_by, memory, place, traffic};
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::extract::Path;
+use crate::api::models::names::real_name;
 use crate::api::ui::Pages;
 use crate::api::ui::fault::Fault;
 use crate::api::ui::layout::page;
@@ -32,13 +33,13 @@ pub(super) async fn show(
     Path(name): Path<String>,
 ) -> Result<Markup, Fault> {
     let catalog = &pages.api.catalog;
-    let real = catalog.real_name(&name);
-    let uses = uses(&pages, &visitor, real).await?;
-    let body = match catalog.get(real) {
+    let real = real_name(&pages.api, &visitor.caller.organization, &name).await?;
+    let uses = uses(&pages, &visitor, &real).await?;
+    let body = match catalog.get(&real) {
         Ok(entry) => base(&pages, &entry.model, uses),
-        Err(_) => tuned(&pages, &visitor, &find(&pages, &visitor, real).await?, uses).await?,
+        Err(_) => tuned(&pages, &visitor, &find(&pages, &visitor, &real).await?, uses).await?,
     };
-    Ok(page(&visitor.frame(real, SECTION.path), body))
+    Ok(page(&visitor.frame(&real, SECTION.path), body))
 }
 
 /// Finds a fine-tuned model that the visitor may use. Unlike a request to the model, a look accepts no permission: a
@@ -51,7 +52,9 @@ pub(super) async fn find(pages: &Pages, visitor: &Visitor, name: &str) -> Result
 /// Sums up the use of a model under its own name and its aliases.
 async fn uses(pages: &Pages, visitor: &Visitor, real: &str) -> Result<RecentUse, Problem> {
     let aliases = pages.api.catalog.aliases().filter(|(_, name)| *name == real).map(|(alias, _)| alias);
-    let names: Vec<&str> = aliases.chain([real]).collect();
+    let own = pages.api.store.aliases(&visitor.caller.organization).await?;
+    let own = own.iter().filter(|alias| alias.model == real).map(|alias| alias.name.as_str());
+    let names: Vec<&str> = aliases.chain(own).chain([real]).collect();
     let uses = pages.api.store.recent_use(&visitor.caller.organization, &names).await?;
     Ok(uses.into_values().fold(RecentUse::default(), |mut sum, one| {
         sum.add(one);

@@ -42,7 +42,7 @@ pub(super) async fn price(state: &ApiState, caller: &Caller, name: &str) -> Opti
 }
 
 fn base<'a>(state: &'a ApiState, model: &Model) -> Option<&'a Arc<BaseModel>> {
-    let name = model.parent.as_deref().unwrap_or_else(|| state.catalog.real_name(&model.id));
+    let name = model.parent.as_deref().or(model.root.as_deref()).unwrap_or(&model.id);
     state.catalog.get(name).ok().map(|entry| &entry.model)
 }
 
