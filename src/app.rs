@@ -86,6 +86,7 @@ impl App {
                 tracing::warn!(lost, "took back the jobs of a server that was killed");
             }
             batches.release_all().await?;
+            store.release_eval_runs().await?;
         }
         tokio::spawn(store.clone().keep_swept());
         tokio::spawn(retention::run(store.clone(), config.retention));

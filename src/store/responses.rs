@@ -4,6 +4,9 @@
 //!
 //! An organisation finds its own alone. Items and objects are JSON that only `api` reads.
 
+use serde_json::{Map, Value};
+use sqlx::types::Json;
+
 use crate::store::conversations::{ConversationPlace, History, NewItems};
 use crate::store::{Result, Store};
 
@@ -101,7 +104,75 @@ struct Link {
     conversation_end: Option<i64>,
 }
 
+/// Which kept responses to read; by default all that have an answer.
+#[derive(Debug, Clone, Default)]
+pub struct ResponseFilter {
+    /// The model, as it was asked for.
+    pub model: Option<String>,
+    /// A text that the instructions hold, whatever the case.
+    pub instructions: Option<String>,
+    /// Notes that they have among theirs.
+    pub metadata: Map<String, Value>,
+    /// Unix seconds: not before.
+    pub created_after: Option<i64>,
+    /// Unix seconds: not after.
+    pub created_before: Option<i64>,
+    /// How much the model was to think.
+    pub effort: Option<String>,
+    /// As the answer was drawn.
+    pub temperature: Option<f64>,
+    /// As the answer was drawn.
+    pub top_p: Option<f64>,
+    /// One of these users.
+    pub users: Vec<String>,
+    /// One of these tools was there.
+    pub tools: Vec<String>,
+}
+
 impl Store {
+    /// Returns the ids of the newest `limit` answered responses of the organisation that pass the filter, the oldest of
+    /// them first.
+    pub async fn response_ids(&self, organization: &str, filter: &ResponseFilter, limit: i64) -> Result<Vec<String>> {
+        // `jsonb` takes no NUL, which a model may write; what stands for it has the same length, so that the text stays
+        // JSON even where a backslash stands before it.
+        let ids = sqlx::query_scalar(
+            r"with made as (
+                 select id, created_at, replace(response, '\u0000', '\ufffd')::jsonb as shown from responses
+                  where organization = $1 and status in ('completed', 'incomplete')
+                    and ($2::bigint is null or created_at >= to_timestamp($2))
+                    and ($3::bigint is null or created_at <= to_timestamp($3))
+             ), newest as (
+                 select id, created_at from made
+                  where ($4::text is null or shown->>'model' = $4)
+                    and ($5::text is null or strpos(lower(shown->>'instructions'), lower($5)) > 0)
+                    and coalesce(shown->'metadata', '{}') @> $6
+                    and ($7::text is null or shown#>>'{reasoning,effort}' = $7)
+                    and ($8::float8 is null or (shown->>'temperature')::float4 = $8::float4)
+                    and ($9::float8 is null or (shown->>'top_p')::float4 = $9::float4)
+                    and (cardinality($10::text[]) = 0 or shown->>'user' = any($10))
+                    and (cardinality($11::text[]) = 0 or exists (
+                        select from jsonb_array_elements(shown->'tools') tool where tool->>'name' = any($11)))
+                  order by created_at desc, id desc limit $12
+             )
+             select id from newest order by created_at, id",
+        );
+        Ok(ids
+            .bind(organization)
+            .bind(filter.created_after)
+            .bind(filter.created_before)
+            .bind(&filter.model)
+            .bind(&filter.instructions)
+            .bind(Json(&filter.metadata))
+            .bind(&filter.effort)
+            .bind(filter.temperature)
+            .bind(filter.top_p)
+            .bind(&filter.users)
+            .bind(&filter.tools)
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await?)
+    }
+
     /// Keeps a response that has ended, and adds to its conversation.
     pub async fn keep_response(&self, new: &NewResponse) -> Result<()> {
         sqlx::query(

@@ -148,6 +148,28 @@ impl Store {
         Ok((found, more || fitting < sizes.len()))
     }
 
+    /// Returns the ids of the newest `limit` stored answers of the organisation that pass the filter, the oldest of them
+    /// first.
+    pub async fn completion_ids(
+        &self,
+        organization: &str,
+        filter: &CompletionFilter,
+        limit: i64,
+    ) -> Result<Vec<String>> {
+        let ids = sqlx::query_scalar(
+            "select id from (
+                 select id, created_at, seq from stored_completions
+                  where organization = $1 and ($2::text is null or model = $2) and metadata @> $3
+                    and ($4::bigint is null or created_at >= to_timestamp($4))
+                    and ($5::bigint is null or created_at <= to_timestamp($5))
+                  order by created_at desc, seq desc limit $6) newest
+              order by created_at, seq",
+        );
+        let ids = ids.bind(organization).bind(&filter.model).bind(Json(&filter.metadata));
+        let ids = ids.bind(filter.created_after).bind(filter.created_before).bind(limit);
+        Ok(ids.fetch_all(&self.pool).await?)
+    }
+
     /// Reads those of the organisation's stored answers that have the `ids`, in this order.
     async fn completions_of(
         &self,

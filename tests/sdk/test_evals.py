@@ -5,18 +5,12 @@ import json
 import openai
 import pytest
 from conftest import sdk, wait_for
+from evallib import HAS_KEY, finished, items
 
 pytestmark = pytest.mark.timeout(240)
 
 SCHEMA = {"type": "object", "properties": {"question": {"type": "string"}}, "required": ["question"]}
 CONFIG = {"type": "custom", "item_schema": SCHEMA, "include_sample_schema": True}
-HAS_KEY = {
-    "type": "string_check",
-    "name": "has the key",
-    "input": "{{sample.output_text}}",
-    "reference": "{{item.key}}",
-    "operation": "like",
-}
 WORDS = {
     "type": "text_similarity",
     "name": "words",
@@ -58,20 +52,6 @@ def asked(questions, **fields):
 
 def start(client, eval_id, data_source, **fields):
     return client.evals.runs.create(eval_id, data_source=data_source, **fields)
-
-
-def finished(client, run, within=120):
-    """The run once it has ended."""
-
-    def ended():
-        read = client.evals.runs.retrieve(run.id, eval_id=run.eval_id)
-        return read if read.status in ("completed", "failed", "canceled") else None
-
-    return wait_for(ended, f"the end of {run.id}", within)
-
-
-def items(client, run, **query):
-    return list(client.evals.runs.output_items.list(run.id, eval_id=run.eval_id, **query))
 
 
 def test_an_eval_is_created_listed_changed_and_deleted(client, http):
@@ -239,8 +219,8 @@ def test_two_runs_are_compared_on_the_same_items(client, http):
 @pytest.mark.parametrize(
     "change, param",
     [
-        ({"data_source_config": {"type": "logs"}}, "data_source_config.type"),
-        ({"data_source_config": {"type": "stored_completions"}}, "data_source_config.type"),
+        ({"data_source_config": {"type": "logs", "item_schema": {}}}, "data_source_config.item_schema"),
+        ({"data_source_config": {"type": "responses"}}, "data_source_config.type"),
         ({"data_source_config": {"type": "custom", "item_schema": {"$ref": "#"}}}, "data_source_config.item_schema"),
         ({"testing_criteria": []}, "testing_criteria"),
         ({"testing_criteria": [{**WORDS, "pass_threshold": None}]}, "testing_criteria[0].pass_threshold"),
@@ -261,13 +241,23 @@ def test_a_run_that_could_not_be_done_is_refused(client, http, questions):
         (given([]), "data_source.source.content"),
         ({"type": "jsonl", "source": {"type": "file_id", "id": "file-nothing"}}, "data_source.source.id"),
         (asked(questions[:1], model="nowhere"), "data_source.model"),
-        (asked(questions[:1], source={"type": "stored_completions"}), "data_source.source.type"),
+        (asked(questions[:1], source={"type": "responses"}), "data_source.source.type"),
+        (asked(questions[:1], source={"type": "stored_completions", "users": ["a"]}), "data_source.source.users"),
+        (asked(questions[:1], source={"type": "stored_completions", "model": "nobody"}), "data_source.source"),
         (asked(questions[:1], sampling_params={"reasoning_effort": "low"}), "data_source.sampling_params.reasoning_effort"),
     ]:
         answer = http.post(f"/v1/evals/{made.id}/runs", json={"data_source": source})
         assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
-    answer = http.post(f"/v1/evals/{made.id}/runs", json={"data_source": given(), "models": ["demo"]})
-    assert answer.status_code == 400 and answer.json()["error"]["param"] == "models"
+    several = asked(questions[:1])
+    for models, source, param in [
+        (["demo"], given(), "models"),
+        (["demo", "demo"], several, "models"),
+        ([], several, "models"),
+        (["demo", "ada"], several, "data_source.model"),
+        (["demo", "nowhere"], {**several, "model": None}, "models[1]"),
+    ]:
+        answer = http.post(f"/v1/evals/{made.id}/runs", json={"data_source": source, "models": models})
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
     assert list(client.evals.runs.list(made.id)) == []
 
 

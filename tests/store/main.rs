@@ -5,8 +5,10 @@
 #[path = "../common/postgres.rs"]
 mod postgres;
 
+mod aliases;
 mod blobs;
 mod conversations;
+mod evals;
 mod files;
 mod keys_and_usage;
 mod lists;

@@ -1,9 +1,9 @@
-//! Answers to items: given ones as they are, others from a model of this server.
+//! Answers to items: given ones as they are, others from a model of this server. `stored` has those that were stored.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::data_source::{Input, Question};
-use crate::api::graders::ask::{Answer, Asker, Tokens};
+use crate::api::graders::ask::{Asker, Tokens};
 use crate::api::graders::judge::fill_all;
 use crate::graders::template::Sample;
 
@@ -16,6 +16,16 @@ pub(super) struct Answered {
     pub shown: Value,
     /// The model that was asked, with the tokens that it took.
     pub usage: Option<(String, Tokens)>,
+}
+
+/// How an answer came about, as far as it is known.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Told<'a> {
+    pub model: Option<&'a str>,
+    pub finish_reason: Option<&'a str>,
+    pub tokens: Option<Tokens>,
+    /// An object with the fields of the request, among others.
+    pub settings: Option<&'a Map<String, Value>>,
 }
 
 /// Takes the answer that came with an item.
@@ -43,26 +53,42 @@ pub(super) fn given(sample: Option<&Value>) -> Result<Answered, String> {
     Ok(Answered { sample, shown: shown(&[], &output, None), usage: None })
 }
 
-/// Asks the model about an item; an error is what the API said.
-pub(super) async fn asked(asker: &Asker, question: &Question, item: &Value) -> Result<Answered, (Vec<Value>, String)> {
+/// Asks the model about an item, with further fields of the `request` that the question does not have itself; an error is
+/// what the API said.
+pub(super) async fn asked(
+    asker: &Asker,
+    question: &Question,
+    model: &str,
+    item: &Value,
+    request: Map<String, Value>,
+) -> Result<Answered, (Vec<Value>, String)> {
     let messages = conversation(&question.input, item).map_err(|message| (Vec::new(), message))?;
     let mut body = question.sampling.clone();
-    body.insert("model".into(), question.model.as_str().into());
+    for (name, value) in request {
+        body.entry(name).or_insert(value);
+    }
+    body.insert("model".into(), model.into());
     body.insert("messages".into(), messages.clone().into());
     let answer = asker.chat(&body.into()).await.map_err(|message| (messages.clone(), message))?;
     let mut message = json!({"role": "assistant", "content": answer.text});
     if answer.tools.as_array().is_some_and(|tools| !tools.is_empty()) {
         message["tool_calls"] = answer.tools.clone();
     }
-    let shown = shown(&messages, &[message], Some((question, &answer)));
-    let usage = Some((question.model.clone(), answer.tokens));
+    let told = Told {
+        model: Some(model),
+        finish_reason: Some(&answer.finish_reason),
+        tokens: Some(answer.tokens),
+        settings: Some(&question.sampling),
+    };
+    let shown = shown(&messages, &[message], Some(told));
+    let usage = Some((model.to_owned(), answer.tokens));
     let sample = Sample { text: Some(answer.text), tools: Some(answer.tools), choices: Some(answer.choices) };
     Ok(Answered { sample, shown, usage })
 }
 
 /// Returns what an output item shows of an answer that there is not.
-pub(super) fn failed(messages: &[Value], message: &str) -> Value {
-    let mut shown = shown(messages, &[], None);
+pub(super) fn failed(messages: &[Value], model: Option<&str>, message: &str) -> Value {
+    let mut shown = shown(messages, &[], Some(Told { model, ..Told::default() }));
     shown["error"] = json!({"code": "sampling_error", "message": message});
     shown
 }
@@ -81,15 +107,16 @@ fn conversation(input: &Input, item: &Value) -> Result<Vec<Value>, String> {
     }
 }
 
-fn shown(input: &[Value], output: &[Value], asked: Option<(&Question, &Answer)>) -> Value {
-    let tokens = asked.map(|(_, answer)| answer.tokens);
-    let setting = |name: &str| asked.and_then(|(question, _)| question.sampling.get(name)).cloned();
+/// Returns what an output item shows of an answer.
+pub(super) fn shown(input: &[Value], output: &[Value], told: Option<Told<'_>>) -> Value {
+    let told = told.unwrap_or_default();
+    let setting = |name: &str| told.settings.and_then(|settings| settings.get(name)).cloned();
     json!({
         "input": input,
         "output": output,
-        "finish_reason": asked.map(|(_, answer)| &answer.finish_reason),
-        "model": asked.map(|(question, _)| &question.model),
-        "usage": tokens.map(|tokens| json!({
+        "finish_reason": told.finish_reason,
+        "model": told.model,
+        "usage": told.tokens.map(|tokens| json!({
             "total_tokens": tokens.total(),
             "completion_tokens": tokens.completion,
             "prompt_tokens": tokens.prompt,

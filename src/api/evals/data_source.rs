@@ -4,12 +4,15 @@ use std::io::{BufRead as _, BufReader, Read as _};
 
 use serde_json::{Map, Value, json};
 
+use super::selection::Selection;
 use crate::graders::item_schema::fault;
 use crate::graders::spec::{Fault, Message, Sampling};
 use crate::graders::template::Place;
 
+/// The field, for errors.
+pub(super) const SOURCE: &str = "data_source";
 /// Most items of a run, and bytes of a file of items and of a line of it.
-const MAX_ITEMS: usize = 50_000;
+pub(super) const MAX_ITEMS: usize = 50_000;
 pub(super) const MAX_FILE: u64 = 64 << 20;
 const MAX_LINE: u64 = 8 << 20;
 
@@ -18,6 +21,8 @@ pub(super) struct DataSource {
     pub items: Items,
     /// `None` where the items come with their answers.
     pub question: Option<Question>,
+    /// The models that are asked; none without a question.
+    pub models: Vec<String>,
 }
 
 /// Where items come from.
@@ -26,6 +31,8 @@ pub(super) enum Items {
     Given(Vec<Line>),
     /// The file with this id.
     File(String),
+    /// Answers that are stored.
+    Stored(Selection),
 }
 
 /// An item, with its answer where that is given.
@@ -37,7 +44,6 @@ pub(super) struct Line {
 
 /// What a model is asked about an item.
 pub(super) struct Question {
-    pub model: String,
     pub input: Input,
     /// Fields of the request for chat.
     pub sampling: Map<String, Value>,
@@ -52,8 +58,8 @@ pub(super) enum Input {
 }
 
 impl DataSource {
-    /// Reads the field.
-    pub(super) fn parse(value: &Value) -> Result<Self, Fault> {
+    /// Reads the field, for a run that asks `models` if it names any beside it.
+    pub(super) fn parse(value: &Value, models: &[String]) -> Result<Self, Fault> {
         let source = value.as_object().ok_or_else(|| refusal("", "'data_source' must be an object."))?;
         let kind = source.get("type").and_then(Value::as_str).unwrap_or_default();
         let known: &[&str] = match kind {
@@ -65,16 +71,27 @@ impl DataSource {
         {
             return Err(refusal(name, &format!("'{name}' is not a field of a data source of type '{kind}'.")));
         }
-        let items = items(source.get("source").unwrap_or(&Value::Null))?;
-        let question = if kind == "jsonl" { None } else { Some(Question::read(source, kind)?) };
-        Ok(Self { items, question })
+        let items = items(source.get("source").unwrap_or(&Value::Null), kind)?;
+        let is_stored = matches!(items, Items::Stored(_));
+        let named = |name: &str| source.get(name).is_some_and(|value| !value.is_null());
+        if kind == "jsonl" || (is_stored && models.is_empty() && !named("model")) {
+            if let Some(name) = ["input_messages", "sampling_params"].into_iter().find(|name| named(name)) {
+                return Err(refusal(name, &format!("'{name}' is for a 'model' that is asked, and none is named.")));
+            }
+            return Ok(Self { items, question: None, models: Vec::new() });
+        }
+        let models = asked_models(source, models)?;
+        Ok(Self { items, question: Some(Question::read(source, kind, is_stored)?), models })
     }
 }
 
 impl Question {
-    fn read(source: &Map<String, Value>, kind: &str) -> Result<Self, Fault> {
-        let model = source.get("model").and_then(Value::as_str).filter(|model| !model.is_empty());
-        let model = model.ok_or_else(|| refusal("model", "'model' must name the model that answers."))?;
+    /// True if it asks what was asked before, with the tools and the form that the request had then.
+    pub(super) fn repeats_request(&self) -> bool {
+        matches!(self.input, Input::Reference(_))
+    }
+
+    fn read(source: &Map<String, Value>, kind: &str, is_stored: bool) -> Result<Self, Fault> {
         let further: &[&str] = if kind == "completions" { &["response_format", "tools"] } else { &["text", "tools"] };
         let given = source.get("sampling_params").filter(|given| !given.is_null());
         let mut sampling = match given {
@@ -90,15 +107,22 @@ impl Question {
         for (name, default) in [("temperature", json!(1)), ("top_p", json!(1)), ("seed", json!(42))] {
             sampling.entry(name).or_insert(default);
         }
-        Ok(Self { model: model.to_owned(), input: Input::read(source.get("input_messages"))?, sampling })
+        Ok(Self { input: Input::read(source.get("input_messages"), is_stored)?, sampling })
     }
 }
 
 impl Input {
-    fn read(value: Option<&Value>) -> Result<Self, Fault> {
-        let value = value.filter(|value| !value.is_null());
-        let value =
-            value.ok_or_else(|| refusal("input_messages", "'input_messages' must say what the model is asked."))?;
+    /// Reads the field; the default where answers are stored is what was asked then.
+    fn read(value: Option<&Value>, is_stored: bool) -> Result<Self, Fault> {
+        let stored;
+        let value = match value.filter(|value| !value.is_null()) {
+            Some(value) => value,
+            None if is_stored => {
+                stored = json!({"type": "item_reference", "item_reference": "item.input"});
+                &stored
+            }
+            None => return Err(refusal("input_messages", "'input_messages' must say what the model is asked.")),
+        };
         match value.get("type").and_then(Value::as_str) {
             Some("template") => {
                 let messages = Message::read_all(value.get("template").unwrap_or(&Value::Null));
@@ -126,7 +150,19 @@ impl Input {
     }
 }
 
-fn items(source: &Value) -> Result<Items, Fault> {
+/// Returns the models that are asked, which stand in one of two places.
+fn asked_models(source: &Map<String, Value>, models: &[String]) -> Result<Vec<String>, Fault> {
+    let model = source.get("model").filter(|model| !model.is_null());
+    match model.map(|model| model.as_str().unwrap_or_default()) {
+        None if !models.is_empty() => Ok(models.to_vec()),
+        None | Some("") => Err(refusal("model", "'model' must name the model that answers.")),
+        Some(model) if models.is_empty() || models == [model] => Ok(vec![model.to_owned()]),
+        Some(_) => Err(refusal("model", "The models are named in 'models' already: leave 'model' out.")),
+    }
+}
+
+/// Reads the source of the items of a data source of the type `kind`.
+fn items(source: &Value, kind: &str) -> Result<Items, Fault> {
     match source.get("type").and_then(Value::as_str) {
         Some("file_content") => {
             let lines = source.get("content").and_then(Value::as_array).filter(|lines| !lines.is_empty());
@@ -144,11 +180,19 @@ fn items(source: &Value) -> Result<Items, Fault> {
             Some(id) => Ok(Items::File(id.to_owned())),
             None => Err(refusal("source.id", "'id' must name a file.")),
         },
-        Some(kind @ ("stored_completions" | "responses")) => {
-            let message = format!("The source '{kind}' is not supported: send the items as file_content or file_id.");
-            Err(refusal("source.type", &message))
+        Some(stored @ ("stored_completions" | "responses")) => {
+            let home = if stored == "responses" { "responses" } else { "completions" };
+            if kind != home {
+                let message =
+                    format!("A source of the type '{stored}' belongs into a data source of the type '{home}'.");
+                return Err(refusal("source.type", &message));
+            }
+            Ok(Items::Stored(Selection::read(source.as_object().unwrap_or(&Map::new()), stored)?))
         }
-        _ => Err(refusal("source.type", "The type of the source must be file_content or file_id.")),
+        _ => {
+            let message = "The type of the source must be file_content, file_id, stored_completions or responses.";
+            Err(refusal("source.type", message))
+        }
     }
 }
 
@@ -202,7 +246,7 @@ pub(super) fn read_file(file: std::fs::File, schema: &Value) -> Result<Vec<Line>
 }
 
 /// Turns the fields of `/responses` into those of chat.
-fn as_chat(mut sampling: Map<String, Value>) -> Result<Map<String, Value>, Fault> {
+pub(super) fn as_chat(mut sampling: Map<String, Value>) -> Result<Map<String, Value>, Fault> {
     if let Some(text) = sampling.shift_remove("text") {
         let format = text.get("format").filter(|format| !format.is_null());
         if let Some(format) = format {
@@ -231,7 +275,8 @@ fn as_chat(mut sampling: Map<String, Value>) -> Result<Map<String, Value>, Fault
     Ok(sampling)
 }
 
-fn refusal(param: &str, message: &str) -> Fault {
+/// Makes the fault of a field within the data source.
+pub(super) fn refusal(param: &str, message: &str) -> Fault {
     Fault { param: param.to_owned(), message: message.to_owned() }
 }
 
@@ -258,8 +303,9 @@ mod tests {
             source[field] = value;
             source
         };
-        let read = DataSource::parse(&asked("sampling_params", json!({"seed": 3, "max_completion_tokens": 5})))
-            .expect("a source");
+        let source = asked("sampling_params", json!({"seed": 3, "max_completion_tokens": 5}));
+        let read = DataSource::parse(&source, &[]).expect("a source");
+        assert_eq!(read.models, ["m"]);
         let question = read.question.expect("a question");
         assert_eq!(question.sampling["seed"], 3);
         assert_eq!((&question.sampling["temperature"], &question.sampling["top_p"]), (&json!(1), &json!(1)));
@@ -274,7 +320,13 @@ mod tests {
                 json!({"type": "jsonl", "source": {"type": "file_content", "content": [{"item": 1}]}}),
                 "source.content[0]",
             ),
-            (asked("source", json!({"type": "stored_completions"})), "source.type"),
+            (asked("source", json!({"type": "responses"})), "source.type"),
+            (json!({"type": "jsonl", "source": {"type": "stored_completions"}}), "source.type"),
+            (asked("source", json!({"type": "stored_completions", "content": []})), "source.content"),
+            (
+                json!({"type": "completions", "source": {"type": "stored_completions"}, "sampling_params": {}}),
+                "sampling_params",
+            ),
             (asked("model", Value::Null), "model"),
             (asked("input_messages", Value::Null), "input_messages"),
             (asked("input_messages", json!({"type": "template", "template": []})), "input_messages.template"),
@@ -292,9 +344,22 @@ mod tests {
             (asked("sampling_params", json!({"n": 2})), "sampling_params.n"),
             (asked("sampling_params", json!({"text": {}})), "sampling_params.text"),
         ] {
-            let fault = DataSource::parse(&source).err().expect("a fault");
+            let fault = DataSource::parse(&source, &[]).err().expect("a fault");
             assert_eq!(fault.param, param, "{source}: {fault}");
         }
+    }
+
+    #[test]
+    fn several_models_are_named_beside_the_source() {
+        let models = ["a".to_owned(), "b".to_owned()];
+        let mut source = json!({"type": "completions", "source": {"type": "stored_completions"}});
+        let read = DataSource::parse(&source, &models).expect("a source");
+        assert_eq!(read.models, models);
+        assert!(matches!(read.question.expect("what was asked then").input, Input::Reference(_)));
+        assert!(DataSource::parse(&source, &[]).expect("what was answered then").question.is_none());
+        source["model"] = "a".into();
+        assert_eq!(DataSource::parse(&source, &models[..1]).expect("the same one").models, ["a"]);
+        assert_eq!(DataSource::parse(&source, &models).err().expect("two places").param, "model");
     }
 
     #[test]
@@ -303,7 +368,7 @@ mod tests {
             "input_messages": {"type": "item_reference", "item_reference": "item.messages"},
             "sampling_params": {"text": {"format": {"type": "json_schema", "name": "n", "schema": {}}},
                                 "tools": [{"type": "function", "name": "f"}]}});
-        let question = DataSource::parse(&source).expect("a source").question.expect("a question");
+        let question = DataSource::parse(&source, &[]).expect("a source").question.expect("a question");
         assert_eq!(
             question.sampling["response_format"],
             json!({"type": "json_schema", "json_schema": {"name": "n", "schema": {}}})

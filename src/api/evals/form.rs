@@ -29,17 +29,27 @@ pub(super) fn config(given: &Value) -> Result<Value> {
     let Some(config) = given.as_object() else {
         return refused("", "invalid_type", "'data_source_config' must be an object.");
     };
-    match config.get("type").and_then(Value::as_str) {
-        Some("custom") => {}
-        Some(kind @ ("logs" | "stored_completions")) => {
-            let message = format!("The type '{kind}' is not supported: send the items, with the type 'custom'.");
-            return refused("type", "unsupported_value", &message);
+    let kind = config.get("type").and_then(Value::as_str).unwrap_or_default();
+    let known: &[&str] = match kind {
+        "custom" => &["type", "item_schema", "include_sample_schema", "schema"],
+        "logs" | "stored_completions" => &["type", "metadata", "schema"],
+        _ => {
+            let message = "The type of a data source's form must be custom, logs or stored_completions.";
+            return refused("type", "invalid_value", message);
         }
-        _ => return refused("type", "invalid_value", "The type of a data source's form must be 'custom'."),
-    }
-    let known = ["type", "item_schema", "include_sample_schema", "schema"];
+    };
     if let Some((name, _)) = config.iter().find(|(name, value)| !known.contains(&name.as_str()) && !value.is_null()) {
-        return refused(name, "unsupported_parameter", &format!("'{name}' is not a field of a form of type 'custom'."));
+        let message = format!("'{name}' is not a field of a form of type '{kind}'.");
+        return refused(name, "unsupported_parameter", &message);
+    }
+    if kind != "custom" {
+        let notes = config.get("metadata").filter(|notes| !notes.is_null()).cloned().unwrap_or_else(|| json!({}));
+        if !notes.as_object().is_some_and(|notes| notes.values().all(Value::is_string)) {
+            return refused("metadata", "invalid_type", "'metadata' must be an object of texts.");
+        }
+        let schema = json!({"type": "object", "properties": {"item": stored_schema(), "sample": sample_schema()},
+                            "required": ["item", "sample"]});
+        return Ok(json!({"type": kind, "metadata": notes, "schema": schema}));
     }
     let Some(item) = config.get("item_schema").filter(|schema| schema.is_object()) else {
         return refused("item_schema", "missing_required_parameter", "'item_schema' must be a JSON schema: an object.");
@@ -61,6 +71,21 @@ pub(super) fn config(given: &Value) -> Result<Value> {
     }
     let required: Vec<String> = properties.keys().cloned().collect();
     Ok(json!({"type": "custom", "schema": {"type": "object", "properties": properties, "required": required}}))
+}
+
+/// Returns the schema of stored answers as items.
+fn stored_schema() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "input": {"type": "array", "items": {"type": "object"}},
+            "id": {"type": "string"},
+            "model": {"type": "string"},
+            "created_at": {"type": "integer"},
+            "metadata": {"type": "object"},
+        },
+        "required": ["input"],
+    })
 }
 
 /// Returns the schema of an answer, which templates use as `sample`.
@@ -109,6 +134,11 @@ pub(super) fn item_schema(config: &Value) -> &Value {
     &config["schema"]["properties"]["item"]
 }
 
+/// Returns the notes that stored answers must have to be items of a row's form; none for a form of the type `custom`.
+pub(super) fn required_notes(config: &Value) -> Option<&Map<String, Value>> {
+    config["metadata"].as_object()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,11 +153,25 @@ mod tests {
     }
 
     #[test]
+    fn stored_answers_have_a_form_of_their_own() {
+        for kind in ["logs", "stored_completions"] {
+            let shown = config(&json!({"type": kind, "metadata": {"a": "b"}})).expect("a form");
+            assert_eq!((shown["type"].as_str(), shown["schema"]["required"][1].as_str()), (Some(kind), Some("sample")));
+            assert_eq!(item_schema(&shown)["required"], json!(["input"]));
+            assert_eq!(required_notes(&shown).expect("notes").len(), 1);
+        }
+        let custom = config(&json!({"type": "custom", "item_schema": {}})).expect("a form");
+        assert!(required_notes(&custom).is_none());
+    }
+
+    #[test]
     fn other_forms_are_refused_by_name() {
         for (given, param) in [
             (json!(3), "data_source_config"),
             (json!({}), "data_source_config.type"),
-            (json!({"type": "logs"}), "data_source_config.type"),
+            (json!({"type": "other"}), "data_source_config.type"),
+            (json!({"type": "logs", "item_schema": {}}), "data_source_config.item_schema"),
+            (json!({"type": "logs", "metadata": {"a": 1}}), "data_source_config.metadata"),
             (json!({"type": "custom"}), "data_source_config.item_schema"),
             (json!({"type": "custom", "item_schema": {"$ref": "x"}}), "data_source_config.item_schema"),
             (

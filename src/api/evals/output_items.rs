@@ -39,7 +39,7 @@ pub(crate) struct OutputItem {
     /// What each criterion says.
     #[schema(value_type = Vec<Object>)]
     pub results: Value,
-    /// The answer.
+    /// The answer, with the `model` that gave it.
     #[schema(value_type = Object)]
     pub sample: Value,
 }
@@ -121,7 +121,7 @@ impl OutputItem {
             run_id: run.id.clone(),
             eval_id: run.eval.clone(),
             status: item.status,
-            datasource_item_id: item.number,
+            datasource_item_id: item.number / run.answers(),
             datasource_item: item.item.0,
             results: item.results.0,
             sample: item.sample.0,

@@ -5,12 +5,14 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::answering::{self, Answered};
 use super::data_source::{DataSource, Items, Line, Question, read_file};
 use super::form::{Criterion, item_schema, stored_criteria};
+use super::selection::Filter;
+use super::stored::{self, Stored};
 use crate::api::ApiState;
 use crate::api::access::auth::Gate;
 use crate::api::access::inside::Inside;
@@ -18,6 +20,7 @@ use crate::api::graders::ask::{Asker, Tokens};
 use crate::api::graders::check::embedding_model;
 use crate::api::graders::judge::Judge;
 use crate::api::graders::outcome::{Failure, Judged};
+use crate::api::http::error::Problem;
 use crate::off_thread::in_background;
 use crate::store;
 use crate::store::evals::items::NewOutputItem;
@@ -42,15 +45,36 @@ enum Unfinished {
     /// It was cancelled or taken over.
     Lost,
     /// The store failed: the lease runs out and the run begins again.
-    Store(store::Error),
+    Fault(Problem),
 }
 
 /// What is needed for the items of one run.
-struct Work {
+struct Work<'a> {
+    state: &'a ApiState,
+    organization: &'a str,
     criteria: Vec<Criterion>,
     question: Option<Question>,
+    models: Vec<String>,
+    schema: &'a Value,
     asker: Asker,
     judge: Judge,
+}
+
+/// An item, or the id of the stored answer that is one.
+#[derive(Debug)]
+enum Entry {
+    Line(Line),
+    Completion(String),
+    Response(String),
+}
+
+/// What is known of an item before a model is asked.
+struct Ready {
+    item: Value,
+    /// What was answered then.
+    answered: Result<Answered, String>,
+    /// Further fields of the request.
+    request: Result<Map<String, Value>, String>,
 }
 
 /// Works on runs until the server stops.
@@ -101,11 +125,11 @@ async fn attempt(state: &ApiState, inside: &Inside, gate: &Gate, run: &EvalRun) 
             report(run, state.store.finish_eval_run(run, Some((code, &message))).await);
         }
         Err(Unfinished::Lost) => {}
-        Err(Unfinished::Store(error)) => report(run, Err(error)),
+        Err(Unfinished::Fault(problem)) => report(run, Err(problem)),
     }
 }
 
-fn report(run: &EvalRun, result: store::Result<()>) {
+fn report(run: &EvalRun, result: Result<(), impl std::fmt::Display>) {
     if let Err(error) = result {
         tracing::warn!(run = run.id, %error, "the run of an eval begins again when its lease has run out");
     }
@@ -135,19 +159,37 @@ async fn process(state: &ApiState, inside: &Inside, gate: &Gate, run: &EvalRun) 
         .ok_or_else(|| failed("invalid_api_key", "The API key that created the run does not count any more.".into()))?;
     let eval = state.store.eval(&run.organization, &run.eval).await?;
     let criteria = stored_criteria(&eval.criteria).map_err(|message| failed("invalid_grader", message))?;
-    let source = DataSource::parse(&run.data_source).map_err(|fault| failed("invalid_data_source", fault.message))?;
-    let lines = match source.items {
-        Items::Given(lines) => lines,
-        Items::File(id) => lines_of(state, run, &id, item_schema(&eval.config).clone()).await?,
+    let source = DataSource::parse(&run.data_source, &run.models);
+    let DataSource { items, question, models } =
+        source.map_err(|fault| failed("invalid_data_source", fault.message))?;
+    let schema = item_schema(&eval.config);
+    let entries: Vec<Entry> = match items {
+        Items::Given(lines) => lines.into_iter().map(Entry::Line).collect(),
+        Items::File(id) => lines_of(state, run, &id, schema.clone()).await?.into_iter().map(Entry::Line).collect(),
+        Items::Stored(selection) => {
+            let ids = state.store.eval_run_inputs(run).await?.into_iter();
+            match selection.filter {
+                Filter::Completions(_) => ids.map(Entry::Completion).collect(),
+                Filter::Responses(_) => ids.map(Entry::Response).collect(),
+            }
+        }
     };
     let asker = Asker::patient(inside.clone(), caller);
     let judge = Judge::new(asker.clone(), embedding_model(state).map(str::to_owned));
-    let work = Work { criteria, question: source.question, asker, judge };
+    let organization = &run.organization;
+    let work = Work { state, organization, criteria, question, models, schema, asker, judge };
     let done: HashSet<i32> = state.store.done_items(run).await?.into_iter().collect();
-    let left = lines.into_iter().zip(0_i32..).filter(|(_, number)| !done.contains(number));
-    let mut items = stream::iter(left).map(|(line, number)| work.item(number, line)).buffer_unordered(ITEMS);
+    // The answers of all models to an item stand next to each other.
+    let answers = run.answers();
+    let all = i32::try_from(entries.len()).unwrap_or(i32::MAX).saturating_mul(answers);
+    let left: Vec<i32> = (0..all).filter(|number| !done.contains(number)).collect();
+    let answer = |number: i32| {
+        let (entry, model) = (&entries[(number / answers) as usize], (number % answers) as usize);
+        work.item(number, model, entry)
+    };
+    let mut items = stream::iter(left).map(answer).buffer_unordered(ITEMS);
     while let Some(item) = items.next().await {
-        if !state.store.add_output_item(run, item).await? {
+        if !state.store.add_output_item(run, item?).await? {
             return Err(Unfinished::Lost);
         }
     }
@@ -168,27 +210,40 @@ async fn lines_of(state: &ApiState, run: &EvalRun, id: &str, schema: Value) -> R
     in_background("read the items of an eval", read).await
 }
 
-impl Work {
-    /// Answers and judges an item.
-    async fn item(&self, number: i32, line: Line) -> NewOutputItem {
-        let answered = match &self.question {
-            None => answering::given(line.sample.as_ref()).map_err(|message| (Vec::new(), message)),
-            Some(question) => answering::asked(&self.asker, question, &line.item).await,
+impl Work<'_> {
+    /// Lets the model at this place answer an item, unless the answer is there, and judges it.
+    async fn item(&self, number: i32, model: usize, entry: &Entry) -> Result<NewOutputItem, Unfinished> {
+        let model = self.models.get(model).map(String::as_str);
+        let Ready { item, answered, request } = match self.ready(entry).await? {
+            Ok(ready) => ready,
+            Err((id, message)) => {
+                let sample = answering::failed(&[], model, &message);
+                return Ok(unanswered(number, json!({"id": id}), sample));
+            }
+        };
+        let answered = match (&self.question, model) {
+            (Some(question), Some(model)) => {
+                let request = if question.repeats_request() { request } else { Ok(Map::new()) };
+                match request {
+                    Ok(request) => answering::asked(&self.asker, question, model, &item, request).await,
+                    Err(message) => Err((Vec::new(), message)),
+                }
+            }
+            _ => answered.map_err(|message| (Vec::new(), message)),
         };
         let Answered { sample, shown, usage } = match answered {
             Ok(answered) => answered,
             Err((messages, message)) => {
-                let sample = answering::failed(&messages, &message);
-                let (results, usage) = (json!([]), json!([]));
-                return NewOutputItem { number, status: "error", item: line.item, results, sample, usage };
+                let sample = answering::failed(&messages, model, &message);
+                return Ok(unanswered(number, item, sample));
             }
         };
-        let mut usage: Vec<Value> = usage.into_iter().map(|(model, tokens)| entry(&model, tokens)).collect();
+        let mut usage: Vec<Value> = usage.into_iter().map(|(model, tokens)| used(&model, tokens)).collect();
         let mut results = Vec::new();
         let (mut passed, mut errored) = (true, false);
         for criterion in &self.criteria {
-            let judged = self.judge.judge(&criterion.grader, &line.item, &sample).await;
-            usage.extend(judged.calls.iter().map(|call| entry(&call.model, call.tokens)));
+            let judged = self.judge.judge(&criterion.grader, &item, &sample).await;
+            usage.extend(judged.calls.iter().map(|call| used(&call.model, call.tokens)));
             let passes = judged.failures.is_empty() && criterion.grader.passes(judged.score);
             errored |= !judged.failures.is_empty();
             passed &= passes;
@@ -199,8 +254,36 @@ impl Work {
             (false, true) => "pass",
             (false, false) => "fail",
         };
-        NewOutputItem { number, status, item: line.item, results: results.into(), sample: shown, usage: usage.into() }
+        Ok(NewOutputItem { number, status, item, results: results.into(), sample: shown, usage: usage.into() })
     }
+
+    /// Reads an item; the inner error is the id of a stored answer that is none, and why.
+    async fn ready(&self, entry: &Entry) -> Result<Result<Ready, (String, String)>, Unfinished> {
+        let (id, stored) = match entry {
+            Entry::Line(Line { item, sample }) => {
+                let answered = answering::given(sample.as_ref());
+                return Ok(Ok(Ready { item: item.clone(), answered, request: Ok(Map::new()) }));
+            }
+            Entry::Completion(id) => {
+                let stored = stored::completion(self.state, self.organization, id).await;
+                (id, stored)
+            }
+            Entry::Response(id) => {
+                let stored = stored::response(self.state, self.organization, id).await;
+                (id, stored)
+            }
+        };
+        let checked = stored.map_err(Unfinished::Fault)?.and_then(|Stored { item, answered, request }| {
+            let line = Line { item, sample: None };
+            line.check(self.schema).map(|()| Ready { item: line.item, answered: Ok(answered), request })
+        });
+        Ok(checked.map_err(|message| (id.clone(), message)))
+    }
+}
+
+/// Returns what comes of an item that was not answered.
+fn unanswered(number: i32, item: Value, sample: Value) -> NewOutputItem {
+    NewOutputItem { number, status: "error", item, results: json!([]), sample, usage: json!([]) }
 }
 
 /// Returns what an output item shows of a criterion.
@@ -219,7 +302,8 @@ fn result(criterion: &Criterion, judged: &Judged, passed: bool) -> Value {
     })
 }
 
-fn entry(model: &str, tokens: Tokens) -> Value {
+/// Returns what an output item keeps of a request to a model.
+fn used(model: &str, tokens: Tokens) -> Value {
     json!({"model": model, "prompt": tokens.prompt, "completion": tokens.completion, "cached": tokens.cached})
 }
 
@@ -228,13 +312,13 @@ impl From<store::Error> for Unfinished {
         match error {
             // Deleted while it was going on.
             store::Error::NotFound { .. } => Self::Lost,
-            error => Self::Store(error),
+            error => Self::Fault(error.into()),
         }
     }
 }
 
 impl From<crate::off_thread::Lost> for Unfinished {
     fn from(lost: crate::off_thread::Lost) -> Self {
-        Self::Store(lost.into())
+        Self::Fault(lost.into())
     }
 }

@@ -33,6 +33,8 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+pub(crate) use self::conversation::messages_of;
+
 use self::asked::{Asked, Names, complete};
 use self::conversation::{ANSWERED, Conversation, gather, new_items};
 use self::events::ResponseStreamEvent;

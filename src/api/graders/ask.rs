@@ -51,7 +51,8 @@ pub(crate) struct Answer {
 }
 
 impl Tokens {
-    fn read(usage: &Value) -> Self {
+    /// Reads the usage of an answer.
+    pub(crate) fn read(usage: &Value) -> Self {
         let count = |value: &Value| value.as_u64().unwrap_or_default();
         Self {
             prompt: count(&usage["prompt_tokens"]),

@@ -12,7 +12,7 @@ use crate::store::{Error, Result, Store, new_id};
 pub struct OutputItem {
     /// `outputitem_…`
     pub id: String,
-    /// Place in the data source, from 0.
+    /// Place among the answers, from 0: those of all models to the first item come first.
     pub number: i32,
     /// `pass`, `fail` or `error`.
     pub status: String,
@@ -29,7 +29,7 @@ pub struct OutputItem {
 /// An item to be added.
 #[derive(Debug, Clone)]
 pub struct NewOutputItem {
-    /// Place in the data source, from 0.
+    /// Place among the answers, from 0.
     pub number: i32,
     /// `pass`, `fail` or `error`.
     pub status: &'static str,
@@ -43,9 +43,11 @@ pub struct NewOutputItem {
     pub usage: Value,
 }
 
-/// Items of a run by what came of them.
+/// Items of a run by what came of them with one of its models.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, sqlx::FromRow)]
 pub struct Counts {
+    /// Place of the model in the run, from 0.
+    pub model: i32,
     /// That passed every criterion.
     pub passed: i64,
     /// That did not.
@@ -54,9 +56,11 @@ pub struct Counts {
     pub errored: i64,
 }
 
-/// Results of one criterion.
+/// Results of one criterion with one of the models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
 pub struct CriterionCounts {
+    /// Place of the model in the run, from 0.
+    pub model: i32,
     /// Its place in the eval, from 1.
     pub place: i64,
     /// Items that passed.
@@ -91,6 +95,18 @@ pub struct PairCounts {
     pub only_second: i64,
     /// Passed in neither.
     pub neither: i64,
+}
+
+/// Items of a run with one of its models beside those with the first one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
+pub struct ModelPairs {
+    /// Place of the model in the run, from 1.
+    pub model: i32,
+    /// Place of the criterion in the eval, from 1; 0 for all criteria together.
+    pub place: i64,
+    /// The counts; the second is the model's.
+    #[sqlx(flatten)]
+    pub counts: PairCounts,
 }
 
 /// A query's text around the columns of [`OutputItem`].
@@ -133,7 +149,7 @@ impl Store {
         Ok(held.is_some())
     }
 
-    /// Returns the numbers of the items that are done.
+    /// Returns the numbers of the answers that are done.
     pub async fn done_items(&self, run: &EvalRun) -> Result<Vec<i32>> {
         let numbers = sqlx::query_scalar("select number from eval_output_items where run = $1");
         Ok(numbers.bind(&run.id).fetch_all(&self.pool).await?)
@@ -178,28 +194,30 @@ impl Store {
             .ok_or_else(|| Error::NotFound { kind: "eval.run.output_item", id: id.into() })
     }
 
-    /// Counts the items of a run.
-    pub async fn item_counts(&self, run: &EvalRun) -> Result<Counts> {
+    /// Counts the items of a run by its models, those with any.
+    pub async fn item_counts(&self, run: &EvalRun) -> Result<Vec<Counts>> {
         Ok(sqlx::query_as(
-            "select count(*) filter (where status = 'pass') as passed, count(*) filter (where status = 'fail') as failed,
+            "select number % $2 as model, count(*) filter (where status = 'pass') as passed, count(*) filter (where status = 'fail') as failed,
                     count(*) filter (where status = 'error') as errored
-               from eval_output_items where run = $1",
+               from eval_output_items where run = $1 group by 1 order by 1",
         )
         .bind(&run.id)
-        .fetch_one(&self.pool)
+        .bind(run.answers())
+        .fetch_all(&self.pool)
         .await?)
     }
 
-    /// Counts the results of each criterion, without those that could not be computed.
+    /// Counts the results of each criterion by the run's models, without those that could not be computed.
     pub async fn criterion_counts(&self, run: &EvalRun) -> Result<Vec<CriterionCounts>> {
         Ok(sqlx::query_as(
-            "select place, count(*) filter (where (result->>'passed')::boolean) as passed,
+            "select number % $2 as model, place, count(*) filter (where (result->>'passed')::boolean) as passed,
                     count(*) filter (where not (result->>'passed')::boolean) as failed
                from eval_output_items, jsonb_array_elements(results) with ordinality as each (result, place)
               where run = $1 and result->>'error' is null
-              group by place order by place",
+              group by 1, place order by 1, place",
         )
         .bind(&run.id)
+        .bind(run.answers())
         .fetch_all(&self.pool)
         .await?)
     }
@@ -231,6 +249,34 @@ impl Store {
         .bind(&first.id)
         .bind(&second.id)
         .fetch_one(&self.pool)
+        .await?)
+    }
+}
+
+impl Store {
+    /// Sets each further model of a run beside its first one: the items that have a result with both, by criterion and by
+    /// all criteria together.
+    pub async fn model_pairs(&self, run: &EvalRun) -> Result<Vec<ModelPairs>> {
+        Ok(sqlx::query_as(
+            "with verdicts as materialized (
+                 select number / $2 as item, number % $2 as model, 0::bigint as place, status = 'pass' as passed
+                   from eval_output_items where run = $1 and status in ('pass', 'fail')
+                 union all
+                 select number / $2, number % $2, place, (result->>'passed')::boolean
+                   from eval_output_items, jsonb_array_elements(results) with ordinality as each (result, place)
+                  where run = $1 and result->>'error' is null
+             )
+             select b.model, b.place, count(*) filter (where a.passed and b.passed) as both,
+                    count(*) filter (where a.passed and not b.passed) as only_first,
+                    count(*) filter (where b.passed and not a.passed) as only_second,
+                    count(*) filter (where not a.passed and not b.passed) as neither
+               from verdicts a join verdicts b on b.item = a.item and b.place = a.place
+              where a.model = 0 and b.model > 0
+              group by b.model, b.place order by b.model, b.place",
+        )
+        .bind(&run.id)
+        .bind(run.answers())
+        .fetch_all(&self.pool)
         .await?)
     }
 }

@@ -23,8 +23,8 @@ pub struct EvalRun {
     pub key: String,
     /// As its owner calls it.
     pub name: String,
-    /// The model that answers; `None` where answers are given.
-    pub model: Option<String>,
+    /// The models that answer; none where answers are given.
+    pub models: Vec<String>,
     /// Where the items come from.
     pub data_source: Json<Value>,
     /// The client's own notes.
@@ -52,12 +52,34 @@ pub struct NewEvalRun {
     pub key: String,
     /// As its owner calls it.
     pub name: String,
-    /// The model that answers.
-    pub model: Option<String>,
+    /// The models that answer.
+    pub models: Vec<String>,
     /// Where the items come from.
     pub data_source: Value,
+    /// Ids of the stored answers that are its items; `None` where the items stand in the data source.
+    pub inputs: Option<Vec<String>>,
+    /// The file that its items stand in.
+    pub file: Option<String>,
     /// The client's own notes.
     pub metadata: Value,
+}
+
+impl EvalRun {
+    /// Returns the number of answers to each item.
+    pub fn answers(&self) -> i32 {
+        i32::try_from(self.models.len()).unwrap_or(i32::MAX).max(1)
+    }
+}
+
+impl NewEvalRun {
+    /// Returns the columns of the models: the one, or several.
+    pub(crate) fn model_columns(&self) -> (Option<&str>, Option<&[String]>) {
+        match self.models.as_slice() {
+            [] => (None, None),
+            [one] => (Some(one), None),
+            several => (None, Some(several)),
+        }
+    }
 }
 
 /// A query's text around the columns of [`EvalRun`].
@@ -65,7 +87,8 @@ macro_rules! run_query {
     ($before:literal, $after:literal) => {
         concat!(
             $before,
-            " id, eval, organization, key, name, model, data_source, metadata, status, error_code, error, attempt,
+            " id, eval, organization, key, name, data_source, metadata, status, error_code, error, attempt,
+              coalesce(models, array_remove(array[model], null)) as models,
               extract(epoch from eval_runs.created_at)::bigint as created_at ",
             $after
         )
@@ -73,12 +96,17 @@ macro_rules! run_query {
 }
 
 impl Store {
-    /// Adds a run to the queue, or [`Error::NotFound`] if its eval is gone.
+    /// Adds a run to the queue, or [`Error::NotFound`] if its eval or its file is gone. The lock on the file lets a deletion
+    /// of it see the run, or the run see that it is gone.
     pub async fn create_eval_run(&self, new: NewEvalRun) -> Result<EvalRun> {
-        sqlx::query_as(run_query!(
-            "insert into eval_runs (id, eval, organization, key, name, model, data_source, metadata)
-             select $1, e.id, e.organization, $4, $5, $6, $7, $8 from evals e
-              where e.organization = $2 and e.id = $3 for key share
+        let (model, models) = new.model_columns();
+        let made = sqlx::query_as(run_query!(
+            "with file as materialized (
+                 select id from files where organization = $2 and id = $11 for key share
+             )
+             insert into eval_runs (id, eval, organization, key, name, model, models, data_source, inputs, metadata)
+             select $1, e.id, e.organization, $4, $5, $6, $7, $8, $9, $10 from evals e
+              where e.organization = $2 and e.id = $3 and ($11::text is null or exists (select from file)) for key share
              returning",
             ""
         ))
@@ -87,12 +115,41 @@ impl Store {
         .bind(&new.eval)
         .bind(&new.key)
         .bind(&new.name)
-        .bind(&new.model)
+        .bind(model)
+        .bind(models)
         .bind(Json(&new.data_source))
+        .bind(&new.inputs)
         .bind(Json(&new.metadata))
+        .bind(&new.file)
         .fetch_optional(&self.pool)
-        .await?
-        .ok_or_else(|| Error::NotFound { kind: "eval", id: new.eval })
+        .await?;
+        match (made, new.file) {
+            (Some(run), _) => Ok(run),
+            (None, Some(file)) if self.eval(&new.organization, &new.eval).await.is_ok() => {
+                Err(Error::NotFound { kind: "File", id: file })
+            }
+            (None, _) => Err(Error::NotFound { kind: "eval", id: new.eval }),
+        }
+    }
+
+    /// Returns the ids of the stored answers that are the items of a run; none where they stand in its data source.
+    pub async fn eval_run_inputs(&self, run: &EvalRun) -> Result<Vec<String>> {
+        let inputs = sqlx::query_scalar("select coalesce(inputs, '{}') from eval_runs where id = $1").bind(&run.id);
+        Ok(inputs.fetch_optional(&self.pool).await?.unwrap_or_default())
+    }
+
+    /// Returns the data source of the eval's newest run that asked a model; `None` without one.
+    pub async fn newest_asking_source(&self, organization: &str, eval: &str) -> Result<Option<Value>> {
+        let source: Option<Json<Value>> = sqlx::query_scalar(
+            "select data_source from eval_runs
+              where organization = $1 and eval = $2 and (model is not null or models is not null)
+              order by created_at desc, id desc limit 1",
+        )
+        .bind(organization)
+        .bind(eval)
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(source.map(|source| source.0))
     }
 
     /// Reads a run of the organisation's eval, or [`Error::NotFound`].
@@ -207,6 +264,13 @@ impl Store {
         .execute(&self.pool)
         .await?;
         Ok(())
+    }
+
+    /// Takes all runs back from those who work on them: for the start of a process that has the database to itself.
+    pub async fn release_eval_runs(&self) -> Result<u64> {
+        let release =
+            "update eval_runs set leased_until = null where status = 'in_progress' and leased_until is not null";
+        Ok(sqlx::query(release).execute(&self.pool).await?.rows_affected())
     }
 
     /// Ends the run of this attempt: completed, or failed with a word and a message.

@@ -1,6 +1,6 @@
 //! Everything that a request for a response says to the model: the instructions, the responses or the conversation that
 //! it goes on from, and its own items, with those that it only refers to. Used by `responses`, `compaction`, and
-//! `conversations` for items that are added to one.
+//! `conversations` for items that are added to one; evals read back what a kept one answered.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,7 +15,7 @@ use crate::api::http::error::{Problem, Result};
 use crate::api::http::parsed_size::parsed_size;
 use crate::api::http::share::Share;
 use crate::store::conversations::{ConversationPlace, History, NewItems};
-use crate::store::responses::{Chain, Turn};
+use crate::store::responses::{Chain, StoredResponse, Turn};
 
 /// The field that names the response to go on from.
 const PREVIOUS: &str = "previous_response_id";
@@ -139,6 +139,34 @@ pub(super) fn instructions(given: Option<&Input>) -> Result<Vec<Item>> {
         Some(Input::Text(text)) => Ok(vec![Item::Message { role: "system".into(), text: text.clone() }]),
         Some(Input::Items(items)) => read_all(items, "instructions"),
     }
+}
+
+/// Returns the messages of a chat that a kept response answers: its instructions, the responses or the conversation that it
+/// goes on from, and its own items. `object` is the response as clients read it.
+pub(crate) async fn messages_of(
+    state: &ApiState,
+    organization: &str,
+    kept: &StoredResponse,
+    object: &Value,
+) -> Result<Vec<ChatMessage>> {
+    let given = serde_json::from_value::<Option<Input>>(object["instructions"].clone())
+        .map_err(|error| Problem::defect(format_args!("instructions of a response: {error}")))?;
+    let mut all = instructions(given.as_ref())?;
+    let limit = state.config.limits.max_body_bytes;
+    let Chain::Whole(mut turns) = state.store.response_chain(organization, &kept.id, limit).await? else {
+        let message = format!("What the response '{}' goes on from is not kept any more, or too long.", kept.id);
+        return Err(Problem::invalid_code(PREVIOUS, "previous_response_not_found", message));
+    };
+    // The last one is the response itself, whose output is the answer.
+    let own = turns.pop();
+    for turn in turns {
+        all.extend(read_all(&items_of(&turn.input)?, "input")?);
+        all.extend(read_all(&items_of(&turn.output)?, "input")?);
+    }
+    if let Some(own) = own {
+        all.extend(read_all(&items_of(&own.input)?, "input")?);
+    }
+    items::messages(all)
 }
 
 fn read_all(items: &[Value], place: &str) -> Result<Vec<Item>> {
