@@ -20,7 +20,8 @@ pub(super) async fn run(state: ApiState, inside: Inside) {
     let responses = keep("responses", shutdown, || responses::background::run(state.clone(), inside.clone()));
     let batches = keep("batches", shutdown, || batches::run(state.clone(), inside.clone()));
     let evals = keep("evals", shutdown, || evals::runner::run(state.clone(), inside.clone()));
-    tokio::join!(webhooks, responses, batches, evals);
+    let attached = keep("evals of jobs", shutdown, || evals::attached::run(state.clone()));
+    tokio::join!(webhooks, responses, batches, evals, attached);
 }
 
 /// Runs a part until `shutdown`. One that panics begins again after a rest, and disturbs no other: what it had begun is taken

@@ -10,6 +10,7 @@ pub mod checkpoints;
 pub mod cost;
 pub mod curves;
 mod error;
+pub mod evals;
 pub mod events;
 pub mod progress;
 pub mod queue;
@@ -131,6 +132,9 @@ pub struct JobSpec {
     /// Classification metrics to compute; `None` if the client did not ask for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classification: Option<Classification>,
+    /// Eval to run once the job has succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval: Option<evals::JobEval>,
 }
 
 /// Metadata that listed jobs must have.
@@ -149,6 +153,11 @@ impl JobSpec {
     /// Returns the model as the client named it.
     pub(crate) fn asked_model(&self) -> &str {
         self.alias.as_deref().unwrap_or(&self.model)
+    }
+
+    /// Returns the file with the items of the eval, if they stand in one.
+    pub(crate) fn eval_file(&self) -> Option<&str> {
+        self.eval.as_ref()?.data_source["source"]["id"].as_str()
     }
 }
 

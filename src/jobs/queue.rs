@@ -62,7 +62,11 @@ impl Admission<'_> {
         let mut files = Vec::new();
         if self.files {
             files.push(spec.training_file.clone());
-            files.extend(spec.validation_file.clone().filter(|file| *file != spec.training_file));
+            for file in [spec.validation_file.as_deref(), spec.eval_file()].into_iter().flatten() {
+                if !files.iter().any(|named| named == file) {
+                    files.push(file.to_owned());
+                }
+            }
         }
         files
     }
@@ -109,8 +113,14 @@ impl Queue {
         }
         let held: Vec<String> = row.try_get("files_held")?;
         if let Some(file) = files.iter().find(|file| !held.contains(file)) {
-            let param = if *file == spec.training_file { "training_file" } else { "validation_file" };
-            return Err(Error::FileGone { param, id: file.clone() });
+            let id = file.clone();
+            if *file == spec.training_file {
+                return Err(Error::FileGone { param: "training_file", id });
+            }
+            if spec.validation_file.as_ref() == Some(file) {
+                return Err(Error::FileGone { param: "validation_file", id });
+            }
+            return Err(Error::FileGone { param: "eval.data_source.source.id", id });
         }
         if admission.fine_tuned && !row.try_get::<bool, _>("model_held")? {
             return Err(Error::ModelGone(spec.asked_model().into()));

@@ -1,4 +1,4 @@
-//! The statements on jobs, their events and checkpoints, and on batches: a file each in `sql/`. `tests/jobs/statements.rs` lets the
+//! The statements on jobs, their events, checkpoints and evals, and on batches: a file each in `sql/`. `tests/jobs/statements.rs` lets the
 //! database prepare them all.
 //!
 //! A statement that changes a job's state also adds the event of the change (`said`): the new status, or the stop that
@@ -27,6 +27,10 @@ pub(super) const CHECKPOINTS: &str = include_str!("sql/checkpoints.sql");
 pub(super) const CLAIM: &str = include_str!("sql/claim.sql");
 pub(super) const END_ATTEMPT: &str = include_str!("sql/end_attempt.sql");
 pub(super) const ENQUEUE: &str = include_str!("sql/enqueue.sql");
+pub(super) const EVAL_BEGIN: &str = include_str!("sql/eval_begin.sql");
+pub(super) const EVAL_ENDED: &str = include_str!("sql/eval_ended.sql");
+pub(super) const EVAL_TELL: &str = include_str!("sql/eval_tell.sql");
+pub(super) const EVAL_WAITING: &str = include_str!("sql/eval_waiting.sql");
 pub(super) const EVENTS_AFTER: &str = include_str!("sql/events_after.sql");
 pub(super) const EVENTS_BEFORE: &str = include_str!("sql/events_before.sql");
 pub(super) const FIND: &str = include_str!("sql/find.sql");

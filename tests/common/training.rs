@@ -233,6 +233,7 @@ pub(crate) fn spec(training_file: String) -> JobSpec {
         },
         metadata: None,
         classification: None,
+        eval: None,
         method: attune::train::hyperparameters::Method::Supervised,
     }
 }

@@ -16,6 +16,7 @@ mod batches;
 mod checkpoints;
 mod classification;
 mod estimates;
+mod evals;
 mod evaluation;
 mod fences;
 mod pairs;

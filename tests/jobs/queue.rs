@@ -27,7 +27,7 @@ use serde_json::json;
 
 const LEASE: Duration = Duration::from_mins(1);
 const SOON: Duration = Duration::from_secs(20);
-const ORG: &str = "acme";
+pub(crate) const ORG: &str = "acme";
 
 /// A queue on an empty database.
 struct Fixture {
@@ -86,7 +86,7 @@ impl Fixture {
     }
 }
 
-fn spec() -> JobSpec {
+pub(crate) fn spec() -> JobSpec {
     JobSpec {
         model: "demo".into(),
         alias: None,
@@ -97,6 +97,7 @@ fn spec() -> JobSpec {
         hyperparameters: Hyperparameters { n_epochs: Some(3), learning_rate: Some(1.234e-5), ..Default::default() },
         metadata: Some(json!({"note": "héllo"}).as_object().unwrap().clone()),
         classification: None,
+        eval: None,
         method: attune::train::hyperparameters::Method::Supervised,
     }
 }

@@ -35,6 +35,7 @@ pub(crate) fn spec(training_file: &str, validation_file: Option<&str>) -> JobSpe
         hyperparameters: Hyperparameters::default(),
         metadata: None,
         classification: None,
+        eval: None,
         method: attune::train::hyperparameters::Method::Supervised,
     }
 }

@@ -7,6 +7,7 @@
 //! fine-tune job, and moves an alias to the new model if that is found better.
 
 mod answering;
+pub(super) mod attached;
 pub(super) mod comparison;
 mod data_source;
 mod form;

@@ -1,9 +1,11 @@
 //! `/fine_tuning/jobs`: the current fine-tuning resource.
 //!
-//! This file holds the handlers; [`request`] is the body that creates a job, [`settings`] a part of it, [`response`]
+//! This file holds the handlers; [`request`] is the body that creates a job, [`settings`] and
+//! [`attached_eval`] parts of it, [`response`]
 //! the bodies of answers, [`metadata`] the client's own notes, and [`estimate`] the time, memory and cost of a job
 //! before it is created.
 
+mod attached_eval;
 pub(crate) mod estimate;
 mod metadata;
 mod request;
@@ -18,6 +20,7 @@ use self::request::CreateJob;
 use self::response::{Checkpoint, FineTuningEvent, FineTuningJob};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
+use crate::api::evals;
 use crate::api::fine_tuning::fields::{JobBody, parse};
 use crate::api::fine_tuning::job_rules::enqueue;
 use crate::api::http::error::{ErrorBody, Problem, Result};
@@ -41,9 +44,14 @@ const MAX_PAGE: i64 = 100;
 pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
-    JobBody(request): JobBody<CreateJob>,
+    JobBody(mut request): JobBody<CreateJob>,
 ) -> Result<Json<FineTuningJob>, Problem> {
-    let job = enqueue(&state, &caller, JobApi::FineTuningJobs, request.spec()?).await?;
+    let attached = request.take_eval()?;
+    let mut spec = request.spec()?;
+    if let Some(attached) = attached {
+        spec.eval = Some(evals::attached::check(&state, &caller, attached).await?);
+    }
+    let job = enqueue(&state, &caller, JobApi::FineTuningJobs, spec).await?;
     Ok(Json(job.into()))
 }
 

@@ -24,6 +24,7 @@ async fn enqueue(queue: &Queue, organization: &str, metadata: &Value) -> String 
         hyperparameters: Hyperparameters::default(),
         metadata: (!metadata.is_null()).then(|| object(metadata)),
         classification: None,
+        eval: None,
         method: attune::train::hyperparameters::Method::Supervised,
     };
     queue.enqueue(organization, JobApi::FineTuningJobs, spec).await.unwrap().id

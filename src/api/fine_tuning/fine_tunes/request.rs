@@ -103,6 +103,7 @@ impl CreateFineTune {
             hyperparameters,
             metadata: None,
             classification,
+            eval: None,
         })
     }
 

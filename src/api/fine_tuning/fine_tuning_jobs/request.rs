@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::attached_eval::AttachedEval;
 use super::settings::{Settings, check_measured};
+use crate::api::evals::attached::Attached;
 use crate::api::fine_tuning::fields::{JobRequest, fields_of};
 use crate::api::fine_tuning::job_rules::{normal_suffix, seed};
 use crate::api::http::error::{Problem, Result};
@@ -46,6 +48,8 @@ pub(crate) struct CreateJob {
     /// Services to report to, 5 at the most. None is supported: they are taken and not used.
     #[schema(max_items = 5)]
     pub integrations: Option<Vec<Integration>>,
+    /// Extension: an eval that compares the new model with another one once the job has succeeded.
+    pub eval: Option<AttachedEval>,
 }
 
 /// A service to report to.
@@ -111,7 +115,12 @@ impl JobRequest for CreateJob {
 }
 
 impl CreateJob {
-    /// Returns the job to queue, or the fault of the first field that is out of its range.
+    /// Takes the eval out of the request, which `evals` checks; an error names the field that is out of its range.
+    pub(crate) fn take_eval(&mut self) -> Result<Option<Attached>> {
+        self.eval.take().map(AttachedEval::checked).transpose()
+    }
+
+    /// Returns the job to queue, without its eval, or the fault of the first field that is out of its range.
     pub(crate) fn spec(self) -> Result<JobSpec> {
         let (method, settings) = asked_method(self.method, self.hyperparameters)?;
         check_metadata(self.metadata.as_ref())?;
@@ -132,6 +141,7 @@ impl CreateJob {
             hyperparameters,
             metadata: self.metadata,
             classification: None,
+            eval: None,
         })
     }
 }
@@ -255,6 +265,8 @@ mod tests {
             (r#""method":{"type":"dpo","supervized":{}}"#, "Did you mean 'supervised'?"),
             (r#""hyperparams":{}"#, "Did you mean 'hyperparameters'?"),
             (r#""validationFile":"file-2""#, "Did you mean 'validation_file'?"),
+            (r#""eval":{"id":"eval_1","promote":{}}"#, "Did you mean 'promote_if'?"),
+            (r#""eval":{"id":"eval_1","promote_if":{"alias":"a","min_passrate":1}}"#, "Did you mean 'min_pass_rate'?"),
             (r#""hyperparameters":{"suffix":"x"}"#, "It belongs at the top level"),
             (
                 r#""integrations":[{"type":"wandb","wandb":{"projekt":"x"}}]"#,

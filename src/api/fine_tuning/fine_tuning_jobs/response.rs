@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::attached_eval::AttachedEval;
 use super::request::MethodSettings;
 use super::settings::Settings;
 use crate::api::fine_tuning::event_text::event_text;
@@ -63,6 +64,11 @@ pub(crate) struct FineTuningJob {
     pub usage_metrics: Option<()>,
     /// Always false: nothing leaves this server.
     pub shared_with_openai: bool,
+    /// The eval that is run once the job has succeeded.
+    pub eval_id: Option<String>,
+    /// Extension: that eval, with its items and what follows from it; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval: Option<AttachedEval>,
 }
 
 /// How a job trains.
@@ -181,6 +187,8 @@ impl From<Job> for FineTuningJob {
             metadata: job.spec.metadata,
             usage_metrics: None,
             shared_with_openai: false,
+            eval_id: job.spec.eval.as_ref().map(|eval| eval.id.clone()),
+            eval: job.spec.eval.map(AttachedEval::of),
         }
     }
 }
