@@ -40,6 +40,7 @@ use crate::store::key_directory::KeyDirectory;
 use crate::store::postgres::PrivatePostgres;
 use crate::store::response_changes::ResponseChanges;
 use crate::store::usage_recorder::UsageRecorder;
+use crate::teachers::Teachers;
 use crate::{Error, Result, system};
 
 /// Times after a signal, all within the 10 seconds that Docker waits before it kills. Answers that are not complete by
@@ -113,6 +114,7 @@ impl App {
         let pulse = worker.pulse.clone();
         let shutdown = CancellationToken::new();
         let grammars = Grammars::new(&config.limits);
+        let teachers = Teachers::of(&config)?;
         let resources = Resources::new(&config.limits);
         let state = ApiState {
             config: Arc::new(config),
@@ -129,6 +131,7 @@ impl App {
             pulse,
             usage,
             completions,
+            teachers,
             shutdown,
         };
         Ok(Self { state, worker, _postgres: postgres })

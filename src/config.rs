@@ -3,11 +3,12 @@
 //! Called by `main`; everything else receives the values it needs. Nothing else in the crate reads the environment,
 //! but for the variables of Hugging Face's programs, which `attune-hub` reads.
 //! [`limits`] has the limits on requests, `retention` how long things are kept, `secrets` what no message may show,
-//! `webhooks` who is told of what happens.
+//! `webhooks` who is told of what happens, `teachers` models of other servers.
 
 pub mod limits;
 mod retention;
 mod secrets;
+mod teachers;
 mod webhooks;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 pub use self::limits::Limits;
 pub use self::retention::Retention;
 pub use self::secrets::Secret;
+pub use self::teachers::{MaxTokensField, Teacher, TeacherPrice};
 pub use self::webhooks::{EVENTS as WEBHOOK_EVENTS, Webhook};
 use crate::datasets::spelling::nearest;
 use crate::hub::ModelName;
@@ -99,7 +101,9 @@ pub struct Config {
     pub retention: Retention,
     /// Who is told of what happens.
     pub webhooks: Vec<Webhook>,
-    /// The currency of `prices` and `training`.
+    /// Models of other servers that jobs and graders may ask, by their names.
+    pub teachers: BTreeMap<String, Teacher>,
+    /// The currency of `prices`, `training` and `teachers`.
     pub currency: String,
     /// Log lines as JSON instead of text.
     pub log_json: bool,
@@ -214,6 +218,7 @@ impl Default for Config {
             training: TrainingOptions::default(),
             retention: Retention::default(),
             webhooks: Vec::new(),
+            teachers: BTreeMap::new(),
             currency: "USD".into(),
             log_json: false,
         }
@@ -231,11 +236,13 @@ impl Config {
             }
             figment = figment.merge(Toml::file(file));
         }
-        figment
+        let mut config = figment
             .merge(environment().ignore(&["config", "log", "url", "api_key"]).split("__"))
             .extract::<Self>()
             .map_err(|error| Error(format!("configuration: {}", describe(error))))?
-            .with_secrets()
+            .with_secrets()?;
+        teachers::read_keys(&mut config.teachers)?;
+        Ok(config)
     }
 
     /// Refuses what cannot work or is not safe, and fills in the demo model if no model is named.
@@ -284,6 +291,7 @@ impl Config {
         }
         self.retention.check()?;
         webhooks::check(&self.webhooks)?;
+        teachers::check(&self.teachers)?;
         Ok(self)
     }
 

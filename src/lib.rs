@@ -10,20 +10,21 @@
 //! 4. [`error`]: what ends the program or a command; it wraps the errors of the layers below.
 //! 5. [`jobs`]: the queue of fine-tunes in Postgres, its events, and the worker that runs a job.
 //! 6. [`adapters`]: PEFT files in and out, and the registry from names to immutable generations.
-//! 7. [`costs`]: a machine of one's own beside prices per token.
-//! 8. [`config`]: the one typed configuration, checked once.
-//! 9. [`store`]: all other SQL, the private Postgres, and the blobs on disk.
-//! 10. [`graders`]: scores of answers: comparisons of texts, templates, formulas; no models and no HTTP.
-//! 11. `off_thread`, `descriptors`: work that takes its time, away from the threads that serve requests; how many files
+//! 7. [`teachers`]: models of other servers, asked over HTTP; money in whole millionths.
+//! 8. [`costs`]: a machine of one's own beside prices per token.
+//! 9. [`config`]: the one typed configuration, checked once.
+//! 10. [`store`]: all other SQL, the private Postgres, and the blobs on disk.
+//! 11. [`graders`]: scores of answers: comparisons of texts, templates, formulas; no models and no HTTP.
+//! 12. `off_thread`, `descriptors`: work that takes its time, away from the threads that serve requests; how many files
 //!     and connections the process may have.
-//! 12. [`engine`]: token ids to tokens and vectors; rows of many requests and adapters in one step.
-//! 13. [`train`], [`datasets`]: fits an adapter to a dataset; reads training files and renders them to tokens.
-//! 14. [`model`]: weights, tokenizer, chat template, LoRA, and the decoder over the kernels for CPU and GPU.
-//! 15. [`hub`]: models by name, in the cache or downloaded.
-//! 16. [`system`], [`format`]: the machine and the process's memory; figures for people.
+//! 13. [`engine`]: token ids to tokens and vectors; rows of many requests and adapters in one step.
+//! 14. [`train`], [`datasets`]: fits an adapter to a dataset; reads training files and renders them to tokens.
+//! 15. [`model`]: weights, tokenizer, chat template, LoRA, and the decoder over the kernels for CPU and GPU.
+//! 16. [`hub`]: models by name, in the cache or downloaded.
+//! 17. [`system`], [`format`]: the machine and the process's memory; figures for people.
 //!
-//! Nothing but `api` knows HTTP, and SQL stands in `store` and `jobs` alone. One request and one job are followed from
-//! end to end in `docs/architecture.md`.
+//! Nothing but `api` knows the HTTP that is served, and SQL stands in `store` and `jobs` alone. One request and one job
+//! are followed from end to end in `docs/architecture.md`.
 
 #![allow(missing_docs, reason = "the program exports nothing: its items are public for its own tests")]
 
@@ -39,6 +40,7 @@ pub mod graders;
 pub mod jobs;
 mod off_thread;
 pub mod store;
+pub mod teachers;
 
 pub use attune_engine as engine;
 pub use attune_hub as hub;

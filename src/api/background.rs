@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::ApiState;
 use crate::api::access::inside::Inside;
 use crate::api::generation::responses;
-use crate::api::{batches, evals, webhooks};
+use crate::api::{batches, distillation, evals, webhooks};
 
 /// Time after which a part that panicked begins again.
 const REST: Duration = Duration::from_secs(10);
@@ -21,7 +21,8 @@ pub(super) async fn run(state: ApiState, inside: Inside) {
     let batches = keep("batches", shutdown, || batches::run(state.clone(), inside.clone()));
     let evals = keep("evals", shutdown, || evals::runner::run(state.clone(), inside.clone()));
     let attached = keep("evals of jobs", shutdown, || evals::attached::run(state.clone()));
-    tokio::join!(webhooks, responses, batches, evals, attached);
+    let collections = keep("collections", shutdown, || distillation::run(state.clone(), inside.clone()));
+    tokio::join!(webhooks, responses, batches, evals, attached, collections);
 }
 
 /// Runs a part until `shutdown`. One that panics begins again after a rest, and disturbs no other: what it had begun is taken

@@ -6,6 +6,7 @@
 //! - [`operations`]: health, usage, files; [`models`]: models, adapters, permissions;
 //! - [`generation`]: completions, chat, responses, embeddings, scores, tokens;
 //! - [`graders`]: scores of answers; [`evals`]: many answers at a time;
+//! - [`distillation`]: a teacher's answers for jobs, collected in the background;
 //! - [`fine_tuning`]: jobs and their events, in both forms;
 //! - `webhooks`: tells endpoints of what happened;
 //! - [`batches`]: files of requests for `generation`, answered in the background;
@@ -17,6 +18,7 @@
 mod access;
 mod background;
 mod batches;
+mod distillation;
 mod evals;
 mod fine_tuning;
 mod generation;
@@ -61,6 +63,7 @@ use crate::store::completion_recorder::CompletionRecorder;
 use crate::store::key_directory::KeyDirectory;
 use crate::store::response_changes::ResponseChanges;
 use crate::store::usage_recorder::UsageRecorder;
+use crate::teachers::Teachers;
 use crate::{Error, Result};
 
 pub use self::fine_tuning::event_text::event_text;
@@ -228,6 +231,8 @@ pub struct ApiState {
     pub usage: UsageRecorder,
     /// Writes the answers that clients asked to store.
     pub completions: CompletionRecorder,
+    /// Models of other servers.
+    pub teachers: Teachers,
     /// The grammars of requests.
     pub grammars: Grammars,
     /// The memory and the threads that requests share.

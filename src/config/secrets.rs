@@ -11,12 +11,17 @@ use super::{Config, Error, Result};
 
 /// The settings whose values no message may show, each with what to write. The files' names are among them, since a
 /// secret may have been written where the name of its file belongs.
-const SECRETS: [(&str, &str); 5] = [
+const SECRETS: [(&str, &str); 6] = [
     ("api_keys", "write a list of texts, [\"KEY\", \"KEY\"], or one text with commas between the keys"),
     ("api_keys_file", "write the path of a file, as a text"),
     ("database_url", "write one text, postgres://USER:PASSWORD@HOST:PORT/DATABASE"),
     ("database_url_file", "write the path of a file, as a text"),
     ("webhooks", "write tables, each with a url, a secret and, if you like, a list of events and an organization"),
+    (
+        "teachers",
+        "write tables [teachers.NAME], each with a base_url, a model and, if you like, api_key_env or api_key_file, \
+         requests_per_minute, price_per_million, max_tokens, max_tokens_field, prompt_overhead_tokens and timeout_seconds",
+    ),
 ];
 
 /// A text that its `Debug` hides.
@@ -117,6 +122,11 @@ impl Config {
         }
         Ok(self)
     }
+}
+
+/// Reads the one secret in `file`.
+pub(super) fn first_line(setting: &str, file: &Path) -> Result<Secret> {
+    Ok(secrets(setting, file)?.remove(0))
 }
 
 /// Reads the secrets in `file`, at least one, each in a line.

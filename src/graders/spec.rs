@@ -137,6 +137,18 @@ impl Grader {
         }
     }
 
+    /// True if the model in this field, one of [`Self::models`], is to make embeddings.
+    pub fn embeds_with(&self, field: &str) -> bool {
+        match &self.kind {
+            Kind::TextSimilarity { .. } => true,
+            Kind::Multi { graders, .. } => {
+                let is_of = |name: &str| field.strip_prefix("graders.").and_then(|rest| rest.strip_prefix(name));
+                graders.iter().any(|(name, grader)| is_of(name) == Some(".model") && grader.embeds_with("model"))
+            }
+            _ => false,
+        }
+    }
+
     /// True if it compares embeddings.
     pub fn needs_embeddings(&self) -> bool {
         match &self.kind {

@@ -7,6 +7,7 @@
 pub mod batches;
 mod changes;
 pub mod checkpoints;
+pub mod collections;
 pub mod cost;
 pub mod curves;
 mod error;
@@ -26,6 +27,7 @@ pub use error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use self::collections::{Distillation, Prompts};
 use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
 use crate::train::settings::Defaults;
 
@@ -135,6 +137,9 @@ pub struct JobSpec {
     /// Eval to run once the job has succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval: Option<evals::JobEval>,
+    /// How the training file is made, which has its id already; `None` if it is the client's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distillation: Option<Distillation>,
 }
 
 /// Metadata that listed jobs must have.
@@ -150,6 +155,16 @@ pub enum MetadataFilter {
 }
 
 impl JobSpec {
+    /// Returns the file that the client gave to learn from, with the field that names it: the training file, or that of the
+    /// prompts that a teacher answers. `None` if what is learned is stored already.
+    pub(crate) fn input_file(&self) -> Option<(&'static str, &str)> {
+        match self.distillation.as_ref().map(|distillation| &distillation.prompts) {
+            None => Some(("training_file", &self.training_file)),
+            Some(Prompts::File(file)) => Some(("method.distillation.prompts", file)),
+            Some(Prompts::StoredCompletions(_)) => None,
+        }
+    }
+
     /// Returns the model as the client named it.
     pub(crate) fn asked_model(&self) -> &str {
         self.alias.as_deref().unwrap_or(&self.model)

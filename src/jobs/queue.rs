@@ -61,7 +61,7 @@ impl Admission<'_> {
     fn files(&self, spec: &JobSpec) -> Vec<String> {
         let mut files = Vec::new();
         if self.files {
-            files.push(spec.training_file.clone());
+            files.extend(spec.input_file().map(|(_, file)| file.to_owned()));
             for file in [spec.validation_file.as_deref(), spec.eval_file()].into_iter().flatten() {
                 if !files.iter().any(|named| named == file) {
                     files.push(file.to_owned());
@@ -114,8 +114,8 @@ impl Queue {
         let held: Vec<String> = row.try_get("files_held")?;
         if let Some(file) = files.iter().find(|file| !held.contains(file)) {
             let id = file.clone();
-            if *file == spec.training_file {
-                return Err(Error::FileGone { param: "training_file", id });
+            if let Some((param, _)) = spec.input_file().filter(|(_, input)| input == file) {
+                return Err(Error::FileGone { param, id });
             }
             if spec.validation_file.as_ref() == Some(file) {
                 return Err(Error::FileGone { param: "validation_file", id });

@@ -234,6 +234,7 @@ pub(crate) fn spec(training_file: String) -> JobSpec {
         metadata: None,
         classification: None,
         eval: None,
+        distillation: None,
         method: attune::train::hyperparameters::Method::Supervised,
     }
 }

@@ -4,6 +4,7 @@
 
 mod admission;
 mod claims;
+mod collections;
 mod events;
 mod leases;
 mod life;
@@ -98,6 +99,7 @@ pub(crate) fn spec() -> JobSpec {
         metadata: Some(json!({"note": "héllo"}).as_object().unwrap().clone()),
         classification: None,
         eval: None,
+        distillation: None,
         method: attune::train::hyperparameters::Method::Supervised,
     }
 }

@@ -378,6 +378,7 @@ async fn a_jobs_tokens_are_charged_once_to_the_key_that_made_it_and_only_if_it_s
         validation_file: None,
         classification: None,
         eval: None,
+        distillation: None,
         method: attune::train::hyperparameters::Method::Supervised,
         suffix: None,
         seed: 1,

@@ -36,6 +36,7 @@ pub(crate) fn spec(training_file: &str, validation_file: Option<&str>) -> JobSpe
         metadata: None,
         classification: None,
         eval: None,
+        distillation: None,
         method: attune::train::hyperparameters::Method::Supervised,
     }
 }

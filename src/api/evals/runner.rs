@@ -174,7 +174,7 @@ async fn process(state: &ApiState, inside: &Inside, gate: &Gate, run: &EvalRun) 
             }
         }
     };
-    let asker = Asker::patient(inside.clone(), caller);
+    let asker = Asker::patient(inside.clone(), state.teachers.clone(), caller);
     let judge = Judge::new(asker.clone(), embedding_model(state).map(str::to_owned));
     let organization = &run.organization;
     let work = Work { state, organization, criteria, question, models, schema, asker, judge };

@@ -133,8 +133,9 @@ fn unknown<T: JobRequest>(field: &UnknownField) -> Problem {
     for (place, known) in T::inner().iter().chain((!field.parent.is_empty()).then_some(&at_top)) {
         let Some(meant) = meant(&field.name, known) else { continue };
         // The settings of a method stand inside it.
-        let place =
-            if field.parent.starts_with("method.dpo") { place.replace(".supervised", ".dpo") } else { (*place).into() };
+        let method =
+            [".dpo", ".distillation"].into_iter().find(|own| field.parent.starts_with(&format!("method{own}")));
+        let place = method.map_or_else(|| (*place).to_owned(), |own| place.replace(".supervised", own));
         let put = match place.as_str() {
             "" => "at the top level of the body, beside 'training_file'".to_owned(),
             place => format!("inside '{place}'"),

@@ -1,11 +1,11 @@
 //! `/fine_tuning/jobs`: the current fine-tuning resource.
 //!
-//! This file holds the handlers; [`request`] is the body that creates a job, [`settings`] and
-//! [`attached_eval`] parts of it, [`response`]
-//! the bodies of answers, [`metadata`] the client's own notes, and [`estimate`] the time, memory and cost of a job
-//! before it is created.
+//! This file holds the handlers; [`request`] is the body that creates a job, [`settings`], [`attached_eval`] and
+//! [`distillation`] parts of it, [`response`] the bodies of answers, [`metadata`] the client's own notes, and [`estimate`] the
+//! time, memory and cost of a job before it is created.
 
 mod attached_eval;
+mod distillation;
 pub(crate) mod estimate;
 mod metadata;
 mod request;
@@ -50,6 +50,11 @@ pub(crate) async fn create(
     let mut spec = request.spec()?;
     if let Some(attached) = attached {
         spec.eval = Some(evals::attached::check(&state, &caller, attached).await?);
+    }
+    distillation::admit(&state, &caller, &spec).await?;
+    if spec.distillation.is_some() {
+        // Chats that were just stored are among its prompts.
+        state.completions.flush().await?;
     }
     let job = enqueue(&state, &caller, JobApi::FineTuningJobs, spec).await?;
     Ok(Json(job.into()))
@@ -182,7 +187,13 @@ pub(crate) async fn checkpoints(
 /// files and models of its own.
 pub fn read_spec(body: &[u8]) -> Result<JobSpec> {
     let request: CreateJob = parse(body)?;
-    request.spec()
+    let spec = request.spec()?;
+    if spec.distillation.is_some() {
+        let message = "What a distillation costs is told by the server that asks the teacher: POST its body to \
+                       /v1/fine_tuning/jobs/estimate.";
+        return Err(Problem::invalid("method", message));
+    }
+    Ok(spec)
 }
 
 async fn find(state: &ApiState, caller: &Caller, id: &str) -> Result<Job> {

@@ -120,7 +120,9 @@ async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Resu
         max_sequence_tokens(&spec.hyperparameters, &entry.model.config)?;
         target_modules(&spec.hyperparameters, &entry.model.config)?;
     }
-    check_file(state, caller, "training_file", &spec.training_file).await?;
+    if let Some((param, file)) = spec.input_file() {
+        check_file(state, caller, param, file).await?;
+    }
     if let Some(file) = &spec.validation_file {
         check_file(state, caller, "validation_file", file).await?;
     }
@@ -128,7 +130,7 @@ async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Resu
 }
 
 /// Checks that the file is the caller's and has the purpose `fine-tune`; an error names the field `param`.
-async fn check_file(state: &ApiState, caller: &Caller, param: &str, id: &str) -> Result<()> {
+async fn check_file(state: &ApiState, caller: &Caller, param: &'static str, id: &str) -> Result<()> {
     let file = match state.store.file(&caller.organization, id).await {
         Err(store::Error::NotFound { .. }) => {
             let id = shorten(id);

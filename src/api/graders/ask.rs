@@ -1,13 +1,15 @@
-//! Requests to models of this server on behalf of a caller, by the API's own routes: answers of chat and embeddings.
+//! Requests to models on behalf of a caller: to those of this server by the API's own routes, for answers of chat and
+//! embeddings, and to the operator's teachers for answers of chat.
 
 use std::time::Duration;
 
 use axum::body::to_bytes;
 use axum::http::{HeaderValue, Method, StatusCode};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::api::access::auth::Caller;
 use crate::api::access::inside::Inside;
+use crate::teachers::{self, Asked, Teacher, Teachers};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// Longest answer that is read.
@@ -15,11 +17,14 @@ const MAX_ANSWER: usize = 32 << 20;
 /// Longest time between two attempts, and how many times a patient caller asks a server that has no room.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 const MAX_ATTEMPTS: usize = 240;
+/// First time between two attempts at a teacher that does not say how long to wait; it doubles.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
 
 /// Asks models as a caller.
 #[derive(Clone)]
 pub(crate) struct Asker {
     inside: Inside,
+    teachers: Teachers,
     caller: Caller,
     /// Waits where the server has no room, or the caller's limits are used up.
     patient: bool,
@@ -67,30 +72,62 @@ impl Tokens {
     }
 }
 
-impl Asker {
-    /// Asks once: a refusal is an error.
-    pub(crate) fn new(inside: Inside, caller: Caller) -> Self {
-        Self { inside, caller, patient: false }
-    }
-
-    /// Asks again where the server has no room: nobody waits for the answer.
-    pub(crate) fn patient(inside: Inside, caller: Caller) -> Self {
-        Self { inside, caller, patient: true }
-    }
-
-    /// Sends a request for chat; an error is the API's own message.
-    pub(crate) async fn chat(&self, body: &Value) -> Result<Answer, String> {
-        let answer = self.post("/v1/chat/completions", body).await?;
+impl Answer {
+    /// Reads the first choice of an answer's object.
+    pub(crate) fn read(answer: &Value) -> Self {
         let choice = &answer["choices"][0];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        Ok(Answer {
+        Self {
             model: text(&answer["model"]),
             text: text(&choice["message"]["content"]),
             tools: choice["message"].get("tool_calls").cloned().unwrap_or_else(|| json!([])),
             choices: answer["choices"].clone(),
             finish_reason: text(&choice["finish_reason"]),
             tokens: Tokens::read(&answer["usage"]),
-        })
+        }
+    }
+}
+
+impl Asker {
+    /// Asks once: a refusal is an error.
+    pub(crate) fn new(inside: Inside, teachers: Teachers, caller: Caller) -> Self {
+        Self { inside, teachers, caller, patient: false }
+    }
+
+    /// Asks again where the server has no room: nobody waits for the answer.
+    pub(crate) fn patient(inside: Inside, teachers: Teachers, caller: Caller) -> Self {
+        Self { inside, teachers, caller, patient: true }
+    }
+
+    /// Sends a request for chat; an error is the API's own message.
+    pub(crate) async fn chat(&self, body: &Value) -> Result<Answer, String> {
+        if let (Some(name), Some(fields)) = (body["model"].as_str().and_then(teachers::named), body.as_object()) {
+            return self.chat_with(self.teachers.get(name)?, fields).await;
+        }
+        Ok(Answer::read(&self.post("/v1/chat/completions", body).await?))
+    }
+
+    /// Asks a teacher. What may have been paid for is not asked again.
+    async fn chat_with(&self, teacher: &Teacher, fields: &Map<String, Value>) -> Result<Answer, String> {
+        let mut pause = FIRST_WAIT;
+        for attempt in 1.. {
+            match teacher.chat(fields.clone(), None).await {
+                Asked::Answered(answer) => {
+                    let mut read = Answer::read(&answer.body);
+                    read.model = fields["model"].as_str().unwrap_or_default().to_owned();
+                    if answer.tokens.is_none() {
+                        read.tokens = at_most(teacher, fields);
+                    }
+                    return Ok(read);
+                }
+                Asked::Busy(wait, _) if self.patient && attempt < MAX_ATTEMPTS => {
+                    tokio::time::sleep(wait.unwrap_or(pause)).await;
+                    pause = (pause * 2).min(MAX_WAIT);
+                }
+                Asked::Busy(_, why) | Asked::Refused(why) | Asked::Denied(why) | Asked::Lost(why) => return Err(why),
+            }
+        }
+        Err("The teacher was not asked.".into())
     }
 
     /// Returns the cosine of the embeddings of two texts, and the tokens that they took.
@@ -134,6 +171,18 @@ impl Asker {
                 }
             }
         }
+    }
+}
+
+/// Returns the most tokens that a request can take, for a teacher that does not say how many it took.
+fn at_most(teacher: &Teacher, fields: &Map<String, Value>) -> Tokens {
+    let messages = fields.get("messages").and_then(Value::as_array);
+    let beside = fields.get("response_format").map_or(0, |format| format.to_string().len());
+    let bound = fields.get("max_completion_tokens").and_then(Value::as_u64);
+    Tokens {
+        prompt: teacher.prompt_tokens_at_most(messages.map_or(&[], Vec::as_slice), beside),
+        completion: bound.unwrap_or_else(|| teacher.max_tokens().into()),
+        cached: 0,
     }
 }
 

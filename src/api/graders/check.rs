@@ -7,6 +7,7 @@ use crate::api::access::auth::Caller;
 use crate::api::http::error::{Problem, Result};
 use crate::api::models::model_resource;
 use crate::graders::spec::{Fault, Grader, Purpose};
+use crate::teachers;
 
 /// Reads the grader in the field `param` and checks that the caller may use its models.
 pub(crate) async fn grader(
@@ -18,6 +19,10 @@ pub(crate) async fn grader(
 ) -> Result<Grader> {
     let grader = Grader::parse(value, purpose).map_err(|fault| refusal(param, &fault))?;
     for (field, model) in grader.models() {
+        if teachers::named(model).is_some() && grader.embeds_with(&field) {
+            let message = format!("`{model}` answers chats and makes no embeddings: name a model of this server.");
+            return Err(Problem::invalid_code(format!("{param}.{field}"), "invalid_grader", message));
+        }
         model_of(state, caller, model, format!("{param}.{field}")).await?;
     }
     if grader.needs_embeddings() && embedding_model(state).is_none() {
@@ -33,8 +38,12 @@ pub(crate) fn refusal(param: &str, fault: &Fault) -> Problem {
     Problem::invalid_code(format!("{param}{dot}{}", fault.param), "invalid_grader", fault.message.clone())
 }
 
-/// Checks that the caller may use the model; an error names the field `param`.
+/// Checks that the caller may use the model, or that there is such a teacher; an error names the field `param`.
 pub(crate) async fn model_of(state: &ApiState, caller: &Caller, model: &str, param: String) -> Result<()> {
+    if let Some(name) = teachers::named(model) {
+        let known = state.teachers.get(name).map(|_| ());
+        return known.map_err(|message| Problem::invalid_code(param, "invalid_grader", message));
+    }
     match model_resource::find(state, caller, model).await {
         Ok(_) => Ok(()),
         // The route exists: what is missing is a part of the body.

@@ -1,5 +1,5 @@
 //! Graders, run: `/fine_tuning/alpha/graders/run` and `…/validate`. [`judge`] runs a grader on an answer, and asks models
-//! of this server by [`ask`]; [`check`] refuses a grader that could not be run; [`outcome`] is what comes of it.
+//! by [`ask`]; [`check`] refuses a grader that could not be run; [`outcome`] is what comes of it.
 //! `evals` judges the items of its runs by the same [`judge`].
 
 pub(super) mod ask;
@@ -118,7 +118,10 @@ pub(crate) async fn run(
     }
     let grader = check::grader(&state, &caller, &request.grader, "grader", Purpose::Reward).await?;
     let sample = Sample { text: Some(request.model_sample), ..Sample::default() };
-    let judge = Judge::new(Asker::new(inside, caller), check::embedding_model(&state).map(str::to_owned));
+    let judge = Judge::new(
+        Asker::new(inside, state.teachers.clone(), caller),
+        check::embedding_model(&state).map(str::to_owned),
+    );
     let begun = Instant::now();
     let judged = judge.judge(&grader, &item, &sample).await;
     let usage = judged.tokens_by_model();

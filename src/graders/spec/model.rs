@@ -13,7 +13,7 @@ const MAX_MESSAGES: usize = 64;
 /// What a model is asked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelGrader {
-    /// A model of this server.
+    /// A model of this server, or `teacher:NAME`.
     pub model: String,
     /// The conversation.
     pub messages: Vec<Message>,

@@ -12,8 +12,8 @@ with turn as materialized (
 ), model_held as materialized (
     select name from fine_tuned_models where organization = $3 and name = $7 for key share
 ), created as (
-    insert into jobs (id, api, organization, spec, api_key)
-    select $1, $2, $3, $4, $5 from turn
+    insert into jobs (id, api, organization, spec, api_key, collecting)
+    select $1, $2, $3, $4, $5, $4::jsonb->'distillation' is not null from turn
      where unfinished < $8 and (select count(*) from files_held) = cardinality($6)
        and ($7::text is null or exists (select from model_held))
     returning *

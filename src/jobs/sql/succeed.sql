@@ -3,7 +3,8 @@
 with changed as (
     update jobs set
         status = 'succeeded', lease_owner = null, lease_expires_at = null, stop_request = null,
-        fine_tuned_model = $3, trained_tokens = $6, result_files = $7, finished_at = now(), updated_at = now()
+        fine_tuned_model = $3, trained_tokens = $6, result_files = result_files || $7::text[],
+        finished_at = now(), updated_at = now()
      where key = $1 and attempt = $2 and status = 'running'
     returning *
 ), published as (

@@ -25,6 +25,7 @@ async fn enqueue(queue: &Queue, organization: &str, metadata: &Value) -> String 
         metadata: (!metadata.is_null()).then(|| object(metadata)),
         classification: None,
         eval: None,
+        distillation: None,
         method: attune::train::hyperparameters::Method::Supervised,
     };
     queue.enqueue(organization, JobApi::FineTuningJobs, spec).await.unwrap().id

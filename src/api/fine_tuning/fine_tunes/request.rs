@@ -104,6 +104,7 @@ impl CreateFineTune {
             metadata: None,
             classification,
             eval: None,
+            distillation: None,
         })
     }
 

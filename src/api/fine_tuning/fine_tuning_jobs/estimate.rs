@@ -7,14 +7,18 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::distillation;
 use super::request::CreateJob;
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
+use crate::api::access::inside::Inside;
+use crate::api::distillation::forecast::{Forecast, forecast};
 use crate::api::fine_tuning::fields::JobBody;
 use crate::api::fine_tuning::job_rules::admitted;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::jobs::JobSpec;
 use crate::jobs::worker::estimate::JobEstimate;
+use crate::teachers::money::Money;
 
 /// What a job would take on this server's machine.
 #[derive(Debug, Serialize, ToSchema)]
@@ -103,23 +107,93 @@ pub(crate) struct EstimatedCost {
     pub tokens: Option<f64>,
 }
 
+/// What a job would take: training, or the answers that a distillation trains on.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Estimated {
+    /// On this server's machine.
+    Training(Box<FineTuningJobEstimate>),
+    /// Of the teacher; nobody knows before how many of its answers there will be to train on.
+    Distillation(DistillationEstimate),
+}
+
+/// What the answers of a teacher may cost.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct DistillationEstimate {
+    /// Always `fine_tuning.job.distillation_estimate`.
+    pub object: &'static str,
+    /// The model that would be trained.
+    pub model: String,
+    /// Who would answer.
+    pub teacher: Option<String>,
+    /// Prompts, each counted once.
+    pub prompts: usize,
+    /// Prompts that stand there again, and are not asked again.
+    pub duplicate_prompts: usize,
+    /// Requests to the teacher.
+    pub requests: usize,
+    /// Tokens of all prompts at the most.
+    pub prompt_tokens_at_most: u64,
+    /// Tokens of all answers at the most.
+    pub completion_tokens_at_most: u64,
+    /// The most that teacher and graders can cost, if every answer is as long as it may be.
+    pub cost_at_most: f64,
+    /// The budget of the request.
+    pub max_teacher_cost: Option<f64>,
+    /// Whether every prompt can be asked within the budget, however long the answers are.
+    pub fits: bool,
+    /// The money.
+    pub currency: String,
+}
+
+impl DistillationEstimate {
+    fn new(spec: JobSpec, forecast: Forecast, currency: &str) -> Self {
+        let model = spec.asked_model().to_owned();
+        let plan = spec.distillation;
+        let budget = plan.as_ref().and_then(|plan| plan.max_teacher_cost);
+        Self {
+            object: "fine_tuning.job.distillation_estimate",
+            model,
+            teacher: plan.and_then(|plan| plan.teacher),
+            prompts: forecast.prompts,
+            duplicate_prompts: forecast.duplicate_prompts,
+            requests: forecast.requests,
+            prompt_tokens_at_most: forecast.prompt_tokens,
+            completion_tokens_at_most: forecast.completion_tokens,
+            cost_at_most: forecast.cost.units(),
+            max_teacher_cost: budget.map(Money::units),
+            fits: budget.is_none_or(|budget| forecast.cost <= budget),
+            currency: currency.to_owned(),
+        }
+    }
+}
+
 /// Estimate a job
 ///
-/// Takes the body that creates a job and tells what the job would take; nothing is created. The first estimate of a model
+/// Takes the body that creates a job and tells what the job would take; nothing is created. Of a distillation it tells the
+/// most that the teacher may cost. The first estimate of a model
 /// measures the machine for some seconds, while requests go first.
 #[utoipa::path(
     post, path = "/fine_tuning/jobs/estimate", operation_id = "estimateFineTuningJob", tag = "Fine-tuning",
     request_body = CreateJob,
-    responses((status = 200, body = FineTuningJobEstimate), (status = "4XX", body = ErrorBody)),
+    responses((status = 200, body = Estimated), (status = "4XX", body = ErrorBody)),
 )]
 pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
+    inside: Inside,
     JobBody(request): JobBody<CreateJob>,
-) -> Result<Json<FineTuningJobEstimate>, Problem> {
-    let spec = admitted(&state, &caller, request.spec()?).await?;
+) -> Result<Json<Estimated>, Problem> {
+    let spec = request.spec()?;
+    distillation::admit(&state, &caller, &spec).await?;
+    let spec = admitted(&state, &caller, spec).await?;
+    if spec.distillation.is_some() {
+        state.completions.flush().await?;
+        let forecast = forecast(&state, &caller, inside, &spec).await?;
+        return Ok(Json(Estimated::Distillation(DistillationEstimate::new(spec, forecast, &state.config.currency))));
+    }
     match state.estimator.estimate(&caller.organization, &spec, &state.shutdown).await {
-        Ok(estimate) => Ok(Json(FineTuningJobEstimate::new(spec, estimate)?)),
+        Ok(estimate) => Ok(Json(Estimated::Training(Box::new(FineTuningJobEstimate::new(spec, estimate)?)))),
         Err(error) => Err(Problem::from(error).about_model(spec.asked_model())),
     }
 }

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::attached_eval::AttachedEval;
+use super::distillation::DistillationSettings;
 use super::settings::{Settings, check_measured};
 use crate::api::evals::attached::Attached;
 use crate::api::fine_tuning::fields::{JobRequest, fields_of};
@@ -14,6 +15,8 @@ use crate::api::http::values;
 use crate::api::operations::checks::check_metadata;
 use crate::datasets::parse::shorten;
 use crate::jobs::JobSpec;
+use crate::jobs::collections::Distillation;
+use crate::store::files::new_file_id;
 use crate::train::hyperparameters;
 
 /// Largest number of integrations that a request may name.
@@ -25,8 +28,10 @@ const MAX_INTEGRATIONS: usize = 5;
 pub(crate) struct CreateJob {
     /// A base model or an earlier fine-tuned one.
     pub model: String,
-    /// Id of a file with the purpose `fine-tune`.
-    pub training_file: String,
+    /// Id of a file with the purpose `fine-tune`. With the method `distillation`: that of the prompts, if it is not named
+    /// there.
+    #[serde(default, deserialize_with = "values::text")]
+    pub training_file: Option<String>,
     /// Id of a file to measure on.
     #[serde(default, deserialize_with = "values::text")]
     pub validation_file: Option<String>,
@@ -83,13 +88,16 @@ pub(crate) struct WeightsAndBiases {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Method {
-    /// `supervised` trains on answers, or on pairs of texts where the file has them, `dpo` on pairs of answers of which one is preferred.
+    /// `supervised` trains on answers, or on pairs of texts where the file has them, `dpo` on pairs of answers of which one
+    /// is preferred, `distillation` on the answers of another model.
     #[serde(rename = "type")]
     pub kind: String,
     /// The settings of `supervised`.
     pub supervised: Option<MethodSettings>,
     /// The settings of `dpo`.
     pub dpo: Option<MethodSettings>,
+    /// The settings of `distillation`, an extension.
+    pub distillation: Option<DistillationSettings>,
     /// The settings of `reinforcement`, which is not supported.
     #[schema(value_type = Option<Object>)]
     pub reinforcement: Option<Map<String, Value>>,
@@ -108,6 +116,7 @@ impl JobRequest for CreateJob {
         vec![
             ("method.supervised", fields_of::<MethodSettings>()),
             ("method.supervised.hyperparameters", fields_of::<Settings>()),
+            ("method.distillation", fields_of::<DistillationSettings>()),
         ]
     }
 
@@ -121,7 +130,8 @@ impl CreateJob {
     }
 
     /// Returns the job to queue, without its eval, or the fault of the first field that is out of its range.
-    pub(crate) fn spec(self) -> Result<JobSpec> {
+    pub(crate) fn spec(mut self) -> Result<JobSpec> {
+        let distillation = self.take_distillation()?;
         let (method, settings) = asked_method(self.method, self.hyperparameters)?;
         check_metadata(self.metadata.as_ref())?;
         if self.integrations.is_some_and(|integrations| integrations.len() > MAX_INTEGRATIONS) {
@@ -130,10 +140,15 @@ impl CreateJob {
         }
         let hyperparameters = settings.check(method)?;
         check_measured(&hyperparameters, self.validation_file.as_deref())?;
+        let training_file = match &distillation {
+            // The file that will be made.
+            Some(_) => new_file_id(),
+            None => self.training_file.ok_or_else(|| Problem::missing("training_file"))?,
+        };
         Ok(JobSpec {
             model: self.model,
             alias: None,
-            training_file: self.training_file,
+            training_file,
             validation_file: self.validation_file,
             suffix: normal_suffix(self.suffix.as_deref(), 64)?,
             seed: seed(self.seed)?,
@@ -142,7 +157,32 @@ impl CreateJob {
             metadata: self.metadata,
             classification: None,
             eval: None,
+            distillation,
         })
+    }
+
+    /// Takes what the method `distillation` asks for; the rest is the request of the training that follows it.
+    fn take_distillation(&mut self) -> Result<Option<Distillation>> {
+        let Some(method) = self.method.as_mut().filter(|method| method.kind == "distillation") else { return Ok(None) };
+        let settings = method.distillation.take().unwrap_or_default();
+        let plan = settings.check(self.training_file.as_deref())?;
+        let others = [
+            ("supervised", method.supervised.take().and_then(|settings| settings.hyperparameters)),
+            ("dpo", method.dpo.take().and_then(|settings| settings.hyperparameters)),
+        ];
+        let none = Settings::default();
+        if let Some((name, _)) =
+            others.iter().find(|(_, settings)| settings.as_ref().is_some_and(|asked| *asked != none))
+        {
+            let message = format!(
+                "'method.type' is 'distillation', but the settings are in 'method.{name}': put them into \
+                 'method.distillation.hyperparameters', or change the type."
+            );
+            return Err(Problem::invalid_code(format!("method.{name}"), "invalid_value", message));
+        }
+        method.kind = "supervised".into();
+        method.supervised = Some(MethodSettings { hyperparameters: settings.hyperparameters });
+        Ok(Some(plan))
     }
 }
 
@@ -152,14 +192,21 @@ fn asked_method(asked: Option<Method>, older: Option<Settings>) -> Result<(hyper
     let settings =
         |method: Option<MethodSettings>| method.and_then(|method| method.hyperparameters).unwrap_or_default();
     let older = older.unwrap_or_default();
-    let Some(Method { kind, supervised, dpo, reinforcement }) = asked else {
+    let Some(Method { kind, supervised, dpo, distillation, reinforcement }) = asked else {
         return Ok((hyperparameters::Method::Supervised, older));
     };
+    if distillation.is_some_and(|settings| settings != DistillationSettings::default()) {
+        let message = format!(
+            "'method.type' is '{kind}', but there are settings in 'method.distillation': leave them out, or change the type."
+        );
+        return Err(Problem::invalid_code("method.distillation", "invalid_value", message));
+    }
     let (method, own, others, elsewhere) = match kind.as_str() {
         "supervised" => (hyperparameters::Method::Supervised, settings(supervised), settings(dpo), "dpo"),
         "dpo" => (hyperparameters::Method::Dpo, settings(dpo), settings(supervised), "supervised"),
         other => {
-            let message = format!("The method '{}' is not supported: use 'supervised' or 'dpo'.", shorten(other));
+            let message =
+                format!("The method '{}' is not supported: use 'supervised', 'dpo' or 'distillation'.", shorten(other));
             return Err(Problem::invalid_code("method", "unsupported_value", message));
         }
     };
@@ -187,6 +234,8 @@ fn asked_method(asked: Option<Method>, older: Option<Settings>) -> Result<(hyper
 mod tests {
     use super::*;
     use crate::api::fine_tuning::fields::parse;
+    use crate::jobs::collections::Prompts;
+    use crate::teachers::money::Money;
 
     fn spec(extra: &str) -> Result<JobSpec> {
         let json = format!(r#"{{"model":"m","training_file":"file-1"{extra}}}"#);
@@ -215,6 +264,34 @@ mod tests {
         assert_eq!(auto.expect("fine").hyperparameters.beta, None);
         assert_eq!(spec(r#","method":{"type":"dpo"}"#).expect("fine").method, hyperparameters::Method::Dpo);
         assert_eq!(spec("").expect("fine").method, hyperparameters::Method::Supervised);
+    }
+
+    #[test]
+    fn a_distillation_has_a_teacher_prompts_and_settings_of_training() {
+        let ask = |settings: &str| spec(&format!(r#","method":{{"type":"distillation","distillation":{settings}}}"#));
+        let asked =
+            ask(r#"{"teacher":"teacher:big","max_teacher_cost":0.29,"samples":2,"hyperparameters":{"n_epochs":3}}"#);
+        let asked = asked.expect("fine");
+        let plan = asked.distillation.expect("a plan");
+        assert_eq!(plan.prompts, Prompts::File("file-1".into()));
+        assert_eq!((plan.samples, plan.max_teacher_cost.map(Money::millionths)), (2, Some(290_000)));
+        assert_eq!((asked.method, asked.hyperparameters.n_epochs), (hyperparameters::Method::Supervised, Some(3)));
+        assert!(asked.training_file.starts_with("file-") && asked.training_file != "file-1");
+        for (settings, param) in [
+            ("{}", "method.distillation.teacher"),
+            (r#"{"teacher":"m","top_logprobs":20}"#, "method.distillation.top_logprobs"),
+            (r#"{"teacher":"m","prompts":"file-2"}"#, "method.distillation.prompts"),
+            (r#"{"teacher":"m","stored_completions":{}}"#, "method.distillation.stored_completions"),
+            (r#"{"teacher":"m","samples":17}"#, "method.distillation.samples"),
+            (r#"{"teacher":"m","keep":"some"}"#, "method.distillation.keep"),
+            (r#"{"teacher":"m","max_teacher_cost":-1}"#, "method.distillation.max_teacher_cost"),
+            (r#"{"teacher":"m","graders":[{"type":"python"}]}"#, "method.distillation.graders[0].type"),
+        ] {
+            let problem = ask(settings).expect_err(settings);
+            assert_eq!(problem.error.param.as_deref(), Some(param), "{settings}");
+        }
+        let elsewhere = r#","method":{"type":"supervised","distillation":{"teacher":"m"}}"#;
+        assert_eq!(spec(elsewhere).expect_err("elsewhere").error.param.as_deref(), Some("method.distillation"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::attached_eval::AttachedEval;
+use super::distillation::DistillationSettings;
 use super::request::MethodSettings;
 use super::settings::Settings;
 use crate::api::fine_tuning::event_text::event_text;
@@ -35,7 +36,7 @@ pub(crate) struct FineTuningJob {
     /// Where the job stands.
     #[schema(value_type = String)]
     pub status: JobStatus,
-    /// Id of the file to train on.
+    /// Id of the file to train on. One that is made of a teacher's answers is there once they are.
     pub training_file: String,
     /// Id of the file to measure on.
     pub validation_file: Option<String>,
@@ -74,16 +75,18 @@ pub(crate) struct FineTuningJob {
 /// How a job trains.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct JobMethod {
-    /// `supervised` or `dpo`.
+    /// `supervised`, `dpo` or `distillation`.
     #[serde(rename = "type")]
-    #[schema(value_type = String)]
-    pub kind: Method,
+    pub kind: &'static str,
     /// The settings of `supervised`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub supervised: Option<MethodSettings>,
     /// The settings of `dpo`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dpo: Option<MethodSettings>,
+    /// The settings of `distillation`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distillation: Option<DistillationSettings>,
 }
 
 /// Why a job failed.
@@ -158,11 +161,15 @@ impl Checkpoint {
 impl From<Job> for FineTuningJob {
     fn from(job: Job) -> Self {
         let settings = Settings::of(&job);
-        let kind = job.spec.method;
-        let own = MethodSettings { hyperparameters: Some(settings.clone()) };
-        let (supervised, dpo) = match kind {
-            Method::Supervised => (Some(own), None),
-            Method::Dpo => (None, Some(own)),
+        let own = || Some(MethodSettings { hyperparameters: Some(settings.clone()) });
+        let none = JobMethod { kind: "", supervised: None, dpo: None, distillation: None };
+        let method = match (&job.spec.distillation, job.spec.method) {
+            (Some(plan), _) => {
+                let distillation = Some(DistillationSettings::of(plan, settings.clone()));
+                JobMethod { kind: "distillation", distillation, ..none }
+            }
+            (None, Method::Supervised) => JobMethod { kind: "supervised", supervised: own(), ..none },
+            (None, Method::Dpo) => JobMethod { kind: "dpo", dpo: own(), ..none },
         };
         Self {
             object: "fine_tuning.job",
@@ -183,7 +190,7 @@ impl From<Job> for FineTuningJob {
             seed: job.spec.seed,
             estimated_finish: job.estimated_finish,
             integrations: [],
-            method: JobMethod { kind, supervised, dpo },
+            method,
             metadata: job.spec.metadata,
             usage_metrics: None,
             shared_with_openai: false,
