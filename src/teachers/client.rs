@@ -117,14 +117,18 @@ impl Teacher {
         (bytes + beside) as u64 + messages.len() as u64 * TOKENS_OF_A_MESSAGE + u64::from(self.0.overhead)
     }
 
-    /// Sends a chat, once it is its turn. `fields` are those of a request for chat but for the model; `max_completion_tokens`
+    /// Waits until it is the turn of a request, at the pace that the operator and the teacher ask for.
+    pub async fn turn(&self) {
+        self.0.pace.turn().await;
+    }
+
+    /// Sends a chat, whose turn it is. `fields` are those of a request for chat but for the model; `max_completion_tokens`
     /// gets the name that the teacher knows. Two requests with the same `id` are one for teachers that look at it.
     pub async fn chat(&self, mut fields: Map<String, Value>, id: Option<&str>) -> Asked {
         let inner = &*self.0;
         let bound = fields.remove("max_completion_tokens").unwrap_or_else(|| inner.max_tokens.into());
         fields.insert("model".into(), inner.model.as_str().into());
         fields.insert(inner.max_tokens_field.name().into(), bound);
-        inner.pace.turn().await;
         let mut request = inner.http.post(inner.address.clone()).header(CONTENT_TYPE, "application/json");
         if let Some(key) = &inner.key {
             let Ok(mut value) = HeaderValue::try_from(format!("Bearer {}", key.as_str())) else {

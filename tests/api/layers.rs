@@ -9,8 +9,8 @@ const SOURCES: [&str; 2] = ["src", "crates"];
 /// Texts that may stand in code only at these places.
 const RULES: [(&[&str], &[&str]); 5] = [
     (&["axum"], &["src/api", "src/app.rs"]),
-    // The hub's client reads the statuses of another server.
-    (&["StatusCode"], &["src/api", "src/app.rs", "crates/attune-hub"]),
+    // The clients of the hub and of teachers read the statuses of other servers.
+    (&["StatusCode"], &["src/api", "src/app.rs", "src/teachers", "crates/attune-hub"]),
     (&["sqlx::"], &["src/store", "src/jobs"]),
     (&["object_store::"], &["src/store"]),
     // Errors in words for clients: a field at fault, or a code for programs.

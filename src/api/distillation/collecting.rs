@@ -206,7 +206,13 @@ impl Collection {
         let worst = price.of(who.prompt_tokens_at_most(&prompt.messages), most.into());
         let (mut spent, mut lost) = (Money::of_millionths(answer.cost), 0);
         loop {
-            if self.stop.is_cancelled() || !self.purse.take(worst).await {
+            // Before it is charged: nothing is sent meanwhile.
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Ok(false),
+                () = who.turn() => {}
+            }
+            if !self.purse.take(worst).await {
                 return Ok(false);
             }
             if !queue.charge_answer(&self.job, &place, spent + worst).await? {
@@ -219,6 +225,9 @@ impl Collection {
                 _ => Money::NONE,
             };
             self.purse.settle(worst, cost);
+            if cost > worst {
+                tracing::warn!(job = self.job.id, %cost, %worst, "a teacher counts more tokens than its settings allow for");
+            }
             let is_late = self.heard.lock().elapsed() > PATIENCE;
             spent = spent + cost;
             answer.cost = spent.millionths();
@@ -293,6 +302,10 @@ impl Collection {
             tokio::select! {
                 () = self.stop.cancelled() => return None,
                 () = tokio::time::sleep(wait) => {}
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return None,
+                () = who.turn() => {}
             }
         }
     }

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use serde_json::{Value, json};
 
 use super::collecting::{Collection, Halt};
-use super::filters::{Selection, select};
+use super::filters::{Selection, UNANSWERED, select};
 use crate::api::http::error::Problem;
 use crate::datasets::MIN_EXAMPLES;
 use crate::jobs::collections::{CollectedFile, TeacherAnswer};
@@ -31,7 +31,9 @@ pub(super) async fn make(collection: &Collection) -> Result<Result<(), JobFault>
     }
     let report = report(collection, &selection, answers.values());
     let name = |what: &str, end: &str| format!("{}_{what}.{end}", job.id);
-    let fault = too_few(&selection);
+    let unanswered = answers.values().filter(|answer| answer.verdict.as_deref() == Some(UNANSWERED));
+    let why = unanswered.min_by_key(|answer| answer.place()).and_then(|answer| answer.finish_reason.clone());
+    let fault = too_few(&selection, why.as_deref());
     let mut files = Vec::new();
     if fault.is_none() {
         let lines = selection.lines.iter().fold(String::new(), |text, line| text + line + "\n");
@@ -71,17 +73,19 @@ async fn store(
     Ok(CollectedFile { id: id.to_owned(), filename, purpose, bytes })
 }
 
-/// Returns the fault of a job with too little to train on.
-fn too_few(selection: &Selection) -> Option<JobFault> {
+/// Returns the fault of a job with too little to train on; `why` is what the teacher said to one of the prompts that it did
+/// not answer.
+fn too_few(selection: &Selection, why: Option<&str>) -> Option<JobFault> {
     let kept = selection.lines.len();
-    (kept < MIN_EXAMPLES).then(|| JobFault {
-        code: "too_few_answers".into(),
-        message: format!(
-            "Of the answers {kept} can be trained on, and training needs {MIN_EXAMPLES} at least. {}",
-            left_out_words(selection)
-        ),
-        param: Some("method.distillation".into()),
-    })
+    if kept >= MIN_EXAMPLES {
+        return None;
+    }
+    let left_out = left_out_words(selection);
+    let message =
+        format!("Of the answers {kept} can be trained on, and training needs {MIN_EXAMPLES} at least. {left_out}");
+    let message = why.map_or_else(|| message.clone(), |why| format!("{message} {why}")).trim_end().to_owned();
+    let param = Some("method.distillation".into());
+    Some(JobFault { code: "too_few_answers".into(), message, param })
 }
 
 /// Says what is left out, by reason.

@@ -70,7 +70,14 @@ impl Who {
         }
     }
 
-    /// Asks once. `seed` is for models of this server; `id` names the question for teachers that look at it.
+    /// Waits until it is the turn of a question.
+    pub(super) async fn turn(&self) {
+        if let Self::Teacher(teacher) = self {
+            teacher.turn().await;
+        }
+    }
+
+    /// Asks once, when it is its turn. `seed` is for models of this server; `id` names the question for teachers that look at it.
     pub(super) async fn ask(&self, mut fields: Map<String, Value>, seed: u64, id: &str) -> Outcome {
         match self {
             Self::Teacher(teacher) => match teacher.chat(fields, Some(id)).await {

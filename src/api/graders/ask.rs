@@ -111,6 +111,7 @@ impl Asker {
     async fn chat_with(&self, teacher: &Teacher, fields: &Map<String, Value>) -> Result<Answer, String> {
         let mut pause = FIRST_WAIT;
         for attempt in 1.. {
+            teacher.turn().await;
             match teacher.chat(fields.clone(), None).await {
                 Asked::Answered(answer) => {
                     let mut read = Answer::read(&answer.body);
