@@ -78,20 +78,17 @@ async fn of_source(
     // As many bytes as the tokens of an answer have in most texts.
     let longest = who.as_ref().map(|who| text_of("x".repeat(who.max_tokens(plan.max_tokens).min(4096) as usize * 4)));
     for prompt in &source.prompts {
-        let (answers, each) = match (&who, &longest) {
-            (Some(who), Some(longest)) => {
-                let (tokens, most) = (who.prompt_tokens_at_most(&prompt.messages), who.max_tokens(plan.max_tokens));
-                made.requests += plan.samples as usize;
-                made.prompt_tokens += tokens * u64::from(plan.samples);
-                made.completion_tokens += u64::from(most) * u64::from(plan.samples);
-                let grading = grading_at_most(state, &graders, &prompt.item, longest, &prices);
-                (plan.samples as usize, price.of(tokens, most.into()) + grading)
-            }
-            _ => {
-                let longest = prompt.given.iter().map(|(text, _)| text).max_by_key(|text| text.len());
-                let longest = text_of(longest.cloned().unwrap_or_default());
-                (prompt.given.len(), grading_at_most(state, &graders, &prompt.item, &longest, &prices))
-            }
+        let (answers, each) = if let (Some(who), Some(longest)) = (&who, &longest) {
+            let (tokens, most) = (who.prompt_tokens_at_most(&prompt.messages), who.max_tokens(plan.max_tokens));
+            made.requests += plan.samples as usize;
+            made.prompt_tokens += tokens * u64::from(plan.samples);
+            made.completion_tokens += u64::from(most) * u64::from(plan.samples);
+            let grading = grading_at_most(state, &graders, &prompt.item, longest, &prices);
+            (plan.samples as usize, price.of(tokens, most.into()) + grading)
+        } else {
+            let longest = prompt.given.iter().map(|(text, _)| text).max_by_key(|text| text.len());
+            let longest = text_of(longest.cloned().unwrap_or_default());
+            (prompt.given.len(), grading_at_most(state, &graders, &prompt.item, &longest, &prices))
         };
         made.cost = (0..answers).fold(made.cost, |sum, _| sum + each);
     }

@@ -115,7 +115,7 @@ impl Asker {
             match teacher.chat(fields.clone(), None).await {
                 Asked::Answered(answer) => {
                     let mut read = Answer::read(&answer.body);
-                    read.model = fields["model"].as_str().unwrap_or_default().to_owned();
+                    fields["model"].as_str().unwrap_or_default().clone_into(&mut read.model);
                     if answer.tokens.is_none() {
                         read.tokens = at_most(teacher, fields);
                     }

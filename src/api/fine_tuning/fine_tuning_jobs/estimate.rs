@@ -147,7 +147,7 @@ pub(crate) struct DistillationEstimate {
 }
 
 impl DistillationEstimate {
-    fn new(spec: JobSpec, forecast: Forecast, currency: &str) -> Self {
+    fn new(spec: JobSpec, forecast: &Forecast, currency: &str) -> Self {
         let model = spec.asked_model().to_owned();
         let plan = spec.distillation;
         let budget = plan.as_ref().and_then(|plan| plan.max_teacher_cost);
@@ -190,7 +190,7 @@ pub(crate) async fn create(
     if spec.distillation.is_some() {
         state.completions.flush().await?;
         let forecast = forecast(&state, &caller, inside, &spec).await?;
-        return Ok(Json(Estimated::Distillation(DistillationEstimate::new(spec, forecast, &state.config.currency))));
+        return Ok(Json(Estimated::Distillation(DistillationEstimate::new(spec, &forecast, &state.config.currency))));
     }
     match state.estimator.estimate(&caller.organization, &spec, &state.shutdown).await {
         Ok(estimate) => Ok(Json(Estimated::Training(Box::new(FineTuningJobEstimate::new(spec, estimate)?)))),
