@@ -11,6 +11,7 @@ mod jobs;
 mod keys;
 mod log;
 mod models;
+mod move_in;
 mod output;
 mod progress;
 mod pull;
@@ -27,6 +28,7 @@ use self::export::ExportOptions;
 use self::jobs::JobsCommand;
 use self::keys::KeysCommand;
 use self::models::ModelsOptions;
+use self::move_in::MoveInCommand;
 use self::pull::PullOptions;
 use crate::app::{App, open_store};
 use crate::config::{Config, Secret};
@@ -81,6 +83,11 @@ enum Command {
     Embed(EmbedOptions),
     /// Write a fine-tuned model as a model of its own, its adapter added to the weights. The server may run meanwhile.
     Export(ExportOptions),
+    /// Bring what you have elsewhere over to a running server.
+    MoveIn {
+        #[command(subcommand)]
+        command: MoveInCommand,
+    },
     /// Compare the cost of your own machine with per-token prices and print the break-even requests per day.
     Costs(CostsOptions),
     /// Print the OpenAPI document.
@@ -223,6 +230,7 @@ fn start(cli: Cli) -> Result<ExitCode> {
         Command::Costs(options) => options.run(),
         Command::Pull(options) => block_on(quiet, false, options.run()),
         Command::Embed(options) => block_on(quiet, false, options.run()),
+        Command::MoveIn { command } => block_on(quiet, false, command.run()),
         Command::Models(options) => options.run(),
         Command::Estimate(options) => {
             let config = options.place().load()?;

@@ -1,0 +1,367 @@
+//! The folder that an account is copied into, which is at the same time what `--from` starts from: the account's objects as
+//! it answered them, the contents of its files, and how far the copy is. Written by [`super::fetch`], read by all later
+//! stages. Each file appears whole or not at all, so that a run may be killed at any time.
+//!
+//! ```text
+//! models.json                  the list of models, with the dates on which they stop
+//! jobs/ID.json                 a job; jobs/ID.events.json, jobs/ID.checkpoints.json: lists
+//! files/ID.json                a file; files/ID.content: what is in it; files/ID.missing.json: why that is not there
+//! evals/ID.json                an eval; evals/ID/RUN.json: a run of it; evals/ID/RUN.items.json: its output items
+//! completions/ID.json          a stored chat; completions/ID.messages.json: what was asked
+//! progress.json                how far the listings are
+//! carried.json                 what of it is where on the local server, see `ledger.rs`
+//! ```
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// The names of what the folder holds.
+pub(super) const MODELS: &str = "models.json";
+pub(super) const JOBS: &str = "jobs";
+pub(super) const FILES: &str = "files";
+pub(super) const EVALS: &str = "evals";
+pub(super) const COMPLETIONS: &str = "completions";
+/// The endings of the names of parts of an object.
+pub(super) const EVENTS: &str = ".events";
+pub(super) const CHECKPOINTS: &str = ".checkpoints";
+pub(super) const MISSING: &str = ".missing";
+pub(super) const ITEMS: &str = ".items";
+pub(super) const MESSAGES: &str = ".messages";
+
+/// A folder, locked for this run.
+#[derive(Debug)]
+pub(super) struct Folder {
+    root: PathBuf,
+    _lock: File,
+}
+
+/// A model of the account's list.
+#[derive(Debug, Clone)]
+pub(super) struct OldModel {
+    /// Its name, such as `ft:gpt-4o-mini-2024-07-18:acme:tickets:AbC`.
+    pub(super) id: String,
+    /// The day on which it stops, as it was told: `2027-01-14`.
+    pub(super) shutdown_date: Option<String>,
+}
+
+/// A fine-tuning job of the account.
+#[derive(Debug, Clone)]
+pub(super) struct OldJob {
+    /// `ftjob-…` over there.
+    pub(super) id: String,
+    /// The model that was trained.
+    pub(super) base: String,
+    /// The model that came of it; `None` if none did.
+    pub(super) model: Option<String>,
+    /// The suffix that was asked for.
+    pub(super) suffix: Option<String>,
+    /// As it was told, unknown ones included.
+    pub(super) status: String,
+    /// `supervised`, `dpo`, `reinforcement`, or what the account says.
+    pub(super) method: String,
+    /// The settings of the method; numbers or `auto`.
+    pub(super) hyperparameters: Map<String, Value>,
+    /// The seed, if it is known.
+    pub(super) seed: Option<u64>,
+    /// Ids of files over there.
+    pub(super) training_file: Option<String>,
+    pub(super) validation_file: Option<String>,
+    pub(super) result_files: Vec<String>,
+    /// Tokens over all epochs, if they are known.
+    pub(super) trained_tokens: Option<u64>,
+    /// Unix seconds.
+    pub(super) created_at: i64,
+    /// Why it failed, in the account's words.
+    pub(super) fault: Option<String>,
+    /// The checkpoints, newest first, as they were told.
+    pub(super) checkpoints: Vec<Value>,
+    /// The job as it was told.
+    pub(super) object: Value,
+}
+
+impl OldJob {
+    /// Returns true if the job made a model that can be trained anew.
+    pub(super) fn is_specialist(&self) -> bool {
+        self.status == "succeeded" && self.model.is_some()
+    }
+
+    /// Reads a job as the account tells it; `None` if it has no id.
+    pub(super) fn read(object: Value, checkpoints: Vec<Value>) -> Option<Self> {
+        let text = |name: &str| object[name].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+        // Old jobs have no method, and newer ones their settings inside of it only.
+        let method = object["method"]["type"].as_str().unwrap_or("supervised").to_owned();
+        let within = object["method"][&method]["hyperparameters"].as_object();
+        let hyperparameters = within.or_else(|| object["hyperparameters"].as_object()).cloned().unwrap_or_default();
+        let results = object["result_files"].as_array().into_iter().flatten();
+        // The older resource has files as objects.
+        let result_files =
+            results.filter_map(|file| file.as_str().or_else(|| file["id"].as_str()).map(str::to_owned)).collect();
+        Some(Self {
+            id: text("id")?,
+            base: text("model").unwrap_or_default(),
+            model: text("fine_tuned_model"),
+            suffix: text("user_provided_suffix"),
+            status: text("status").unwrap_or_else(|| "unknown".into()),
+            hyperparameters,
+            method,
+            seed: object["seed"].as_u64(),
+            training_file: text("training_file"),
+            validation_file: text("validation_file"),
+            result_files,
+            trained_tokens: object["trained_tokens"].as_u64(),
+            created_at: object["created_at"].as_i64().unwrap_or_default(),
+            fault: object["error"]["message"].as_str().map(str::to_owned),
+            checkpoints,
+            object,
+        })
+    }
+}
+
+/// A file of the account.
+#[derive(Debug, Clone)]
+pub(super) struct OldFile {
+    /// `file-…` over there.
+    pub(super) id: String,
+    pub(super) filename: String,
+    pub(super) purpose: String,
+    pub(super) content: Content,
+}
+
+/// What is in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Content {
+    /// It is in the folder, at this path; plain where the account sent base64.
+    Here(PathBuf),
+    /// It cannot be fetched, for this reason.
+    Missing(String),
+    /// It was not asked for, or not yet.
+    NotFetched,
+}
+
+/// An eval of the account.
+#[derive(Debug, Clone)]
+pub(super) struct OldEval {
+    /// `eval_…` over there.
+    pub(super) id: String,
+    pub(super) name: String,
+    pub(super) runs: Vec<OldRun>,
+    /// The eval as it was told, with `data_source_config` and `testing_criteria`.
+    pub(super) object: Value,
+}
+
+/// A run of an eval of the account.
+#[derive(Debug, Clone)]
+pub(super) struct OldRun {
+    /// `evalrun_…` over there.
+    pub(super) id: String,
+    /// The run as it was told.
+    pub(super) object: Value,
+    /// Its output items, as they were told.
+    pub(super) items: Vec<Value>,
+}
+
+/// A stored chat of the account.
+#[derive(Debug, Clone)]
+pub(super) struct OldCompletion {
+    /// `chatcmpl-…` over there.
+    pub(super) id: String,
+    /// The answer as it was told.
+    pub(super) object: Value,
+    /// What was asked, as it was told.
+    pub(super) messages: Vec<Value>,
+}
+
+impl Folder {
+    /// Opens the folder at `root`, which is made if it is not there and `create` is set. Only one run uses it at a time.
+    pub(super) fn open(root: &Path, create: bool) -> Result<Self> {
+        let context = || format!("open {}", root.display());
+        if create {
+            std::fs::create_dir_all(root).map_err(Error::io(context()))?;
+        }
+        let lock = OpenOptions::new().write(true).create(true).truncate(false).open(root.join("lock"));
+        let lock = lock.map_err(Error::io(context()))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { root: root.to_path_buf(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => {
+                Err(Error::Setup(format!("{}: another run uses this folder", root.display())))
+            }
+            Err(TryLockError::Error(error)) => Err(Error::io(context())(error)),
+        }
+    }
+
+    /// Returns the path of the folder.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Returns the path of an object within `kind`, or of a part of it: `jobs/ID.events.json`.
+    pub(super) fn place(&self, kind: &str, id: &str, part: &str) -> PathBuf {
+        self.root.join(kind).join(format!("{}{part}.json", file_name(id)))
+    }
+
+    /// Returns the path of a file's content.
+    pub(super) fn content(&self, id: &str) -> PathBuf {
+        self.root.join(FILES).join(format!("{}.content", file_name(id)))
+    }
+
+    /// Returns the path of the runs of an eval, to be used as a kind.
+    pub(super) fn runs(eval: &str) -> String {
+        format!("{EVALS}/{}", file_name(eval))
+    }
+
+    /// Reads JSON of the folder; `None` if it is not there.
+    pub(super) fn read(&self, path: &Path) -> Result<Option<Value>> {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io(format!("read {}", path.display()))(error)),
+        };
+        let read = serde_json::from_slice(&bytes);
+        read.map(Some).map_err(|error| Error::Setup(format!("{} is not JSON: {error}", path.display())))
+    }
+
+    /// Reads a list's `data`; empty if it is not there.
+    pub(super) fn read_list(&self, path: &Path) -> Result<Vec<Value>> {
+        let list = self.read(path)?;
+        Ok(list.and_then(|list| list["data"].as_array().cloned()).unwrap_or_default())
+    }
+
+    /// Writes JSON, whole or not at all.
+    pub(super) fn write(&self, path: &Path, value: &Value) -> Result<()> {
+        self.write_bytes(path, format!("{value:#}\n").as_bytes())
+    }
+
+    /// Writes a file, whole or not at all.
+    pub(super) fn write_bytes(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        write_whole(path, bytes).map_err(Error::io(format!("write {}", path.display())))
+    }
+
+    /// Returns the models, those that stop first in front.
+    pub(super) fn models(&self) -> Result<Vec<OldModel>> {
+        let list = self.read_list(&self.root.join(MODELS))?;
+        let mut models: Vec<OldModel> = list
+            .iter()
+            .filter_map(|model| {
+                let shutdown_date = model["shutdown_date"].as_str().map(str::to_owned);
+                Some(OldModel { id: model["id"].as_str()?.to_owned(), shutdown_date })
+            })
+            .collect();
+        models.sort_by_key(|model| (model.shutdown_date.is_none(), model.shutdown_date.clone(), model.id.clone()));
+        Ok(models)
+    }
+
+    /// Returns the jobs, oldest first.
+    pub(super) fn jobs(&self) -> Result<Vec<OldJob>> {
+        let mut jobs = Vec::new();
+        for (id, object) in self.objects(JOBS)? {
+            let checkpoints = self.read_list(&self.place(JOBS, &id, CHECKPOINTS))?;
+            jobs.extend(OldJob::read(object, checkpoints));
+        }
+        jobs.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        Ok(jobs)
+    }
+
+    /// Returns the events of a job, newest first.
+    pub(super) fn events(&self, job: &str) -> Result<Vec<Value>> {
+        self.read_list(&self.place(JOBS, job, EVENTS))
+    }
+
+    /// Returns the files by their ids.
+    pub(super) fn files(&self) -> Result<Vec<OldFile>> {
+        let mut files = Vec::new();
+        for (id, object) in self.objects(FILES)? {
+            let text = |name: &str| object[name].as_str().unwrap_or_default().to_owned();
+            let content = self.content_of(&id)?;
+            files.push(OldFile { filename: text("filename"), purpose: text("purpose"), content, id });
+        }
+        Ok(files)
+    }
+
+    /// Says whether the content of a file is there. Works for files that jobs name and no list has, too.
+    pub(super) fn content_of(&self, file: &str) -> Result<Content> {
+        let path = self.content(file);
+        if path.is_file() {
+            return Ok(Content::Here(path));
+        }
+        let missing = self.read(&self.place(FILES, file, MISSING))?;
+        Ok(missing.map_or(Content::NotFetched, |missing| {
+            Content::Missing(missing["reason"].as_str().unwrap_or("no reason was given").to_owned())
+        }))
+    }
+
+    /// Returns the evals with their runs, by their ids.
+    pub(super) fn evals(&self) -> Result<Vec<OldEval>> {
+        let mut evals = Vec::new();
+        for (id, object) in self.objects(EVALS)? {
+            let kind = Self::runs(&id);
+            let mut runs = Vec::new();
+            for (run, object) in self.objects(&kind)? {
+                let items = self.read_list(&self.place(&kind, &run, ITEMS))?;
+                runs.push(OldRun { id: run, object, items });
+            }
+            let name = object["name"].as_str().unwrap_or_default().to_owned();
+            evals.push(OldEval { id, name, runs, object });
+        }
+        Ok(evals)
+    }
+
+    /// Returns the stored chats by their ids.
+    pub(super) fn completions(&self) -> Result<Vec<OldCompletion>> {
+        let mut completions = Vec::new();
+        for (id, object) in self.objects(COMPLETIONS)? {
+            let messages = self.read_list(&self.place(COMPLETIONS, &id, MESSAGES))?;
+            completions.push(OldCompletion { id, object, messages });
+        }
+        Ok(completions)
+    }
+
+    /// Returns the objects of a kind with their ids, by the names of their files. Parts of objects have a `.` in their name.
+    fn objects(&self, kind: &str) -> Result<Vec<(String, Value)>> {
+        let folder = self.root.join(kind);
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(Error::io(format!("read {}", folder.display()))(error)),
+        };
+        let mut paths = Vec::new();
+        for entry in entries {
+            paths.push(entry.map_err(Error::io(format!("read {}", folder.display())))?.path());
+        }
+        paths.sort();
+        let mut objects = Vec::new();
+        for path in paths {
+            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
+            if name.is_none_or(|name| name.contains('.')) {
+                continue;
+            }
+            if let Some(object) = self.read(&path)?
+                && let Some(id) = object["id"].as_str()
+            {
+                objects.push((id.to_owned(), object));
+            }
+        }
+        Ok(objects)
+    }
+}
+
+/// Returns the name of a file for an id: ids come from elsewhere, and must name nothing outside of the folder.
+fn file_name(id: &str) -> String {
+    let kept = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    id.bytes().map(|byte| if kept(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+/// Writes beside `path`, and puts it in its place once it is on the disk.
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let mut file = tempfile::Builder::new().prefix(".unfinished-").tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
