@@ -27,7 +27,7 @@ const KEY: &str = "OPENAI_API_KEY";
 #[derive(Debug, Args)]
 pub(super) struct AccountOptions {
     /// Ask the account at this address.
-    #[arg(long, env = "OPENAI_BASE_URL", value_name = "URL", default_value = "https://api.openai.com/v1")]
+    #[arg(long, value_name = "URL", default_value = "https://api.openai.com/v1")]
     openai_url: String,
     /// Read the account's key from this file instead of OPENAI_API_KEY.
     #[arg(long, value_name = "FILE")]
