@@ -48,8 +48,10 @@ impl MoveInCommand {
 
 /// The flags of `attune move-in openai`.
 #[derive(Debug, Args)]
-#[command(after_help = "The key of the account is read from OPENAI_API_KEY, or from --key-file. It is not stored. Nothing is \
-                        changed or deleted in the account: it is only read, and with --compare its models are asked.")]
+#[command(
+    after_help = "The key of the account is read from OPENAI_API_KEY, or from --key-file. It is not stored. Nothing is \
+                        changed or deleted in the account: it is only read, and with --compare its models are asked."
+)]
 pub(super) struct OpenaiOptions {
     #[command(flatten)]
     place: ServerPlace,

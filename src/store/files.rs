@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use crate::store::{Error, Result};
@@ -32,6 +33,8 @@ pub struct File {
     pub created_at: i64,
     /// Unix seconds from which on it may be removed; `None`: never.
     pub expires_at: Option<i64>,
+    /// The uploader's own notes, an object; `None`: none.
+    pub metadata: Option<Value>,
 }
 
 /// What a new file is called and for.
@@ -78,7 +81,7 @@ macro_rules! file_query {
         concat!(
             $before,
             " id, organization, filename, purpose, bytes, extract(epoch from created_at)::bigint as created_at, \
-             extract(epoch from expires_at)::bigint as expires_at ",
+             extract(epoch from expires_at)::bigint as expires_at, metadata ",
             $after
         )
     };
@@ -87,18 +90,24 @@ macro_rules! file_query {
 impl Store {
     /// Makes the file at `path` the content of a new file; nothing is left at `path`.
     pub async fn add_file(&self, new: NewFile, path: PathBuf) -> Result<File> {
-        self.add_expiring_file(new, path, None).await
+        self.add_uploaded_file(new, path, None, None).await
     }
 
-    /// [`Self::add_file`]; it is removed once it is older than `lifetime` seconds and no unfinished job needs it.
-    pub async fn add_expiring_file(&self, new: NewFile, path: PathBuf, lifetime: Option<i64>) -> Result<File> {
+    /// [`Self::add_file`] with notes; it is removed once it is older than `lifetime` seconds and no unfinished job needs it.
+    pub async fn add_uploaded_file(
+        &self,
+        new: NewFile,
+        path: PathBuf,
+        lifetime: Option<i64>,
+        metadata: Option<Value>,
+    ) -> Result<File> {
         let store = self.clone();
         Self::to_the_end(async move {
             let id = new_file_id();
             let context = format!("read {}", path.display());
             let bytes = tokio::fs::metadata(&path).await.map_err(Error::io(context))?.len();
             store.blobs.adopt(&blob_key(&id), path).await?;
-            store.add_file_row(&id, new, bytes, lifetime).await
+            store.add_file_row(&id, new, bytes, lifetime, metadata).await
         })
         .await
     }
@@ -131,11 +140,18 @@ impl Store {
 
     /// Writes the row of a file whose content is stored. Content first: a row without content would be a file that
     /// cannot be read; the other way round is swept up.
-    async fn add_file_row(&self, id: &str, new: NewFile, bytes: u64, lifetime: Option<i64>) -> Result<File> {
+    async fn add_file_row(
+        &self,
+        id: &str,
+        new: NewFile,
+        bytes: u64,
+        lifetime: Option<i64>,
+        metadata: Option<Value>,
+    ) -> Result<File> {
         // After a failure nobody knows whether the row is there; if it is not, the sweep removes the content.
         let added: File = sqlx::query_as(file_query!(
-            "insert into files (id, organization, filename, purpose, bytes, expires_at)
-             values ($1, $2, $3, $4, $5, now() + make_interval(secs => $6)) returning",
+            "insert into files (id, organization, filename, purpose, bytes, expires_at, metadata)
+             values ($1, $2, $3, $4, $5, now() + make_interval(secs => $6), $7) returning",
             ""
         ))
         .bind(id)
@@ -144,6 +160,7 @@ impl Store {
         .bind(new.purpose)
         .bind(bytes as i64)
         .bind(lifetime.map(|seconds| seconds as f64))
+        .bind(metadata)
         .fetch_one(&self.pool)
         .await?;
         // Whoever took the content for one without a row has looked for the row after it was away.

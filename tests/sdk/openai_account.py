@@ -70,6 +70,8 @@ class Account:
 
     def __init__(self, free=False, completions=5):
         self.free = free
+        # Paths that begin so are those of a part of the platform that is off.
+        self.off = None
         self.requests, self.refused, self.faults, self.deleted = [], [], [], set()
         self.headers = []
         self.lock = threading.Lock()
@@ -418,6 +420,8 @@ class Account:
                     status, body = error(429, "Rate limit reached.", code="rate_limit_exceeded")
                 elif fault == 500:
                     status, body = error(500, "The server had an error.")
+                elif account.off and address.path.startswith(account.off):
+                    status, body = error(404, f"Invalid URL ({self.command} {address.path})")
                 else:
                     parsed = json.loads(sent) if is_chat else None
                     status, body = account.answer(self.command, address.path, dict(parse_qsl(address.query)), parsed)

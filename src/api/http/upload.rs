@@ -6,6 +6,7 @@ use std::io::BufReader;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use serde_json::{Map, Value};
 use tempfile::{NamedTempFile, TempPath};
 use tokio::io::AsyncWriteExt as _;
 
@@ -19,6 +20,8 @@ use crate::datasets::parse::shorten;
 
 /// Bytes of a form field that is not the file.
 const MAX_FIELD_BYTES: usize = 4096;
+/// Notes that a file may have; whoever calls refuses more.
+const MAX_NOTES: usize = 16;
 
 /// An upload on disk; the file is removed when this drops, unless it was moved away.
 #[derive(Debug)]
@@ -31,12 +34,15 @@ pub(crate) struct Upload {
     pub purpose: String,
     /// `expires_after[anchor]` and `expires_after[seconds]`, as sent.
     pub expires_after: [Option<String>; 2],
+    /// The fields `metadata[name]`.
+    pub metadata: Map<String, Value>,
 }
 
 /// Reads the whole form; the file lies in `folder` and has at most `limit` bytes. A field that comes twice is refused
 /// before its content is read: one of the two would be lost.
 pub(crate) async fn receive(mut form: Form, folder: &Path, limit: usize) -> Result<Upload, Problem> {
     let (mut file, mut purpose, mut expires_after) = (None, None, [None, None]);
+    let mut metadata = Map::new();
     while let Some(Disposition { name, filename }) = form.next_part().await? {
         let name = name.unwrap_or_default();
         let is_twice = match name.as_str() {
@@ -44,7 +50,7 @@ pub(crate) async fn receive(mut form: Form, folder: &Path, limit: usize) -> Resu
             "purpose" => purpose.is_some(),
             "expires_after[anchor]" => expires_after[0].is_some(),
             "expires_after[seconds]" => expires_after[1].is_some(),
-            _ => false,
+            name => note_name(name).is_some_and(|note| metadata.contains_key(note)),
         };
         if is_twice {
             let message = format!("The form has the field '{name}' more than once: send one file in each request.");
@@ -58,12 +64,23 @@ pub(crate) async fn receive(mut form: Form, folder: &Path, limit: usize) -> Resu
             "purpose" => purpose = Some(small_text(&mut form, &name).await?),
             "expires_after[anchor]" => expires_after[0] = Some(small_text(&mut form, &name).await?),
             "expires_after[seconds]" => expires_after[1] = Some(small_text(&mut form, &name).await?),
-            _ => drop(small_text(&mut form, &name).await?),
+            _ => {
+                let text = small_text(&mut form, &name).await?;
+                // One more than may be is enough to be refused.
+                if let Some(note) = note_name(&name).filter(|_| metadata.len() <= MAX_NOTES) {
+                    metadata.insert(note.to_owned(), text.into());
+                }
+            }
         }
     }
     let (path, filename) = file.ok_or_else(|| Problem::missing("file"))?;
     let purpose = purpose.ok_or_else(|| Problem::missing("purpose"))?;
-    Ok(Upload { path, filename, purpose, expires_after })
+    Ok(Upload { path, filename, purpose, expires_after, metadata })
+}
+
+/// Returns `name` of the field `metadata[name]`.
+fn note_name(field: &str) -> Option<&str> {
+    field.strip_prefix("metadata[")?.strip_suffix(']')
 }
 
 /// Reads the form of a part, whose field `data` has at most `limit` bytes; returns where they lie, and how many.

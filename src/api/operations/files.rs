@@ -10,6 +10,7 @@ use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::api::ApiState;
@@ -21,6 +22,7 @@ use crate::api::http::list::{BoundedPageOf, Cursor};
 use crate::api::http::pace::Pace;
 use crate::api::http::query::Query;
 use crate::api::http::upload;
+use crate::api::operations::checks::{check_metadata, within};
 use crate::api::operations::lifetimes;
 use crate::datasets::parse::shorten;
 use crate::off_thread::off_thread;
@@ -53,6 +55,10 @@ pub(crate) struct FileObject {
     pub status: &'static str,
     /// Always null.
     pub status_details: Option<String>,
+    /// The uploader's own notes; left out if there are none.
+    #[schema(value_type = Option<Object>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<Value>,
 }
 
 /// The form of an upload.
@@ -71,6 +77,9 @@ pub(crate) struct UploadForm {
     /// Seconds from its creation, an hour to 30 days.
     #[schema(rename = "expires_after[seconds]", minimum = 3600, maximum = 2_592_000)]
     expires_after_seconds: Option<i64>,
+    /// A note of the uploader's own, under a name of its choice; up to 16.
+    #[schema(rename = "metadata[name]")]
+    metadata: Option<String>,
 }
 
 /// A file that is gone.
@@ -127,10 +136,12 @@ pub(crate) async fn create(
     let upload = upload::receive(form, &state.store.scratch, limits.max_file_bytes).await?;
     check_purpose(&upload.purpose, &upload.filename)?;
     let lifetime = lifetime(&upload.expires_after)?;
+    check_metadata(Some(&upload.metadata))?;
     check_content(&upload.purpose, upload.path.to_path_buf()).await?;
     let organization = caller.organization.to_string();
     let new = NewFile { organization, filename: upload.filename, purpose: upload.purpose };
-    let file = state.store.add_expiring_file(new, upload.path.to_path_buf(), lifetime).await?;
+    let metadata = Some(upload.metadata).filter(|metadata| !metadata.is_empty()).map(Value::Object);
+    let file = state.store.add_uploaded_file(new, upload.path.to_path_buf(), lifetime, metadata).await?;
     Ok(Json(file.into()))
 }
 
@@ -262,6 +273,7 @@ impl From<File> for FileObject {
             purpose: file.purpose,
             status: "processed",
             status_details: None,
+            metadata: file.metadata,
         }
     }
 }

@@ -112,7 +112,8 @@ enum Attempt {
 
 impl Account {
     fn new(url: &str, key: String, project: Option<String>, per_minute: u32, patience: Duration) -> Result<Self> {
-        let fault = |reason: &str| Error::Setup(format!("--openai-url: {reason}, use for example https://api.openai.com/v1"));
+        let fault =
+            |reason: &str| Error::Setup(format!("--openai-url: {reason}, use for example https://api.openai.com/v1"));
         let mut parsed: Url = url.parse().map_err(|_| fault("not an address"))?;
         if !matches!(parsed.scheme(), "http" | "https") || parsed.host_str().is_none() {
             return Err(fault("not an address of HTTP"));

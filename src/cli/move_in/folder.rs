@@ -294,6 +294,16 @@ impl Folder {
         }))
     }
 
+    /// Returns true if the account lists a file.
+    pub(super) fn has_file(&self, id: &str) -> bool {
+        self.place(FILES, id, "").is_file()
+    }
+
+    /// Counts the objects of a kind.
+    pub(super) fn number_of(&self, kind: &str) -> Result<usize> {
+        Ok(self.paths(kind)?.len())
+    }
+
     /// Returns the evals with their runs, by their ids.
     pub(super) fn evals(&self) -> Result<Vec<OldEval>> {
         let mut evals = Vec::new();
@@ -320,25 +330,10 @@ impl Folder {
         Ok(completions)
     }
 
-    /// Returns the objects of a kind with their ids, by the names of their files. Parts of objects have a `.` in their name.
+    /// Returns the objects of a kind with their ids, by the names of their files.
     fn objects(&self, kind: &str) -> Result<Vec<(String, Value)>> {
-        let folder = self.root.join(kind);
-        let entries = match std::fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(Error::io(format!("read {}", folder.display()))(error)),
-        };
-        let mut paths = Vec::new();
-        for entry in entries {
-            paths.push(entry.map_err(Error::io(format!("read {}", folder.display())))?.path());
-        }
-        paths.sort();
         let mut objects = Vec::new();
-        for path in paths {
-            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
-            if name.is_none_or(|name| name.contains('.')) {
-                continue;
-            }
+        for path in self.paths(kind)? {
             if let Some(object) = self.read(&path)?
                 && let Some(id) = object["id"].as_str()
             {
@@ -346,6 +341,27 @@ impl Folder {
             }
         }
         Ok(objects)
+    }
+
+    /// Returns the paths of the objects of a kind, sorted. Parts of objects have a `.` in their name.
+    fn paths(&self, kind: &str) -> Result<Vec<PathBuf>> {
+        let folder = self.root.join(kind);
+        let context = || format!("read {}", folder.display());
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(Error::io(context())(error)),
+        };
+        let mut paths = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(Error::io(context()))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
+            if name.is_some_and(|name| !name.contains('.')) {
+                paths.push(path);
+            }
+        }
+        paths.sort();
+        Ok(paths)
     }
 }
 

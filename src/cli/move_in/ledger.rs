@@ -83,6 +83,22 @@ impl Ledger {
         write_whole(&self.path, (text + "\n").as_bytes()).map_err(Error::io(format!("write {}", self.path.display())))
     }
 
+    /// Notes what an old id has become in one of the lists.
+    pub(super) fn note(
+        &mut self,
+        list: impl Fn(&mut Carried) -> &mut BTreeMap<String, String>,
+        old: &str,
+        new: String,
+    ) -> Result<()> {
+        // Most of what a later run notes is there.
+        if list(&mut self.carried).get(old) == Some(&new) {
+            return Ok(());
+        }
+        self.change(|carried| {
+            list(carried).insert(old.to_owned(), new);
+        })
+    }
+
     /// Notes why something could not be carried over, or was so in part only.
     pub(super) fn problem(&mut self, id: &str, reason: impl Into<String>) -> Result<()> {
         let reason = reason.into();

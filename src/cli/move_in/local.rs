@@ -62,7 +62,8 @@ impl Local {
         body: &Value,
         find: impl AsyncFn() -> Result<Option<Value>, Failure>,
     ) -> Result<Value, Failure> {
-        self.once(async || self.server.answer(self.server.request(Method::POST, path, &[]).json(body)).await, find).await
+        self.once(async || self.server.answer(self.server.request(Method::POST, path, &[]).json(body)).await, find)
+            .await
     }
 
     /// Uploads a file once, with notes.
