@@ -399,6 +399,8 @@ class Account:
     def _handler(account):
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # Head and body go out together.
+            wbufsize = -1
 
             def _serve(self):
                 length = int(self.headers.get("content-length") or 0)
@@ -440,6 +442,7 @@ class Account:
                         self.send_header("retry-after", "1")
                     self.end_headers()
                     self.wfile.write(content[:len(content) // 2] if is_cut else content)
+                    self.wfile.flush()
                 if is_cut:
                     self.close_connection = True
 

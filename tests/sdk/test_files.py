@@ -61,6 +61,26 @@ def test_a_list_comes_in_pages(client, tickets):
     assert made[0] in [file.id for file in page]
 
 
+def post_with(http, content, *notes):
+    fields = [("purpose", b"fine-tune"), *((f"metadata[{name}]", value) for name, value in notes), ("file", content)]
+    headers = {"Content-Type": "multipart/form-data; boundary=edge"}
+    return http.post("/v1/files", content=multipart(fields), headers=headers)
+
+
+def test_a_file_keeps_the_notes_of_its_uploader(client, http, content):
+    made = post_with(http, content, ("origin", "über".encode()), ("team", b"support")).json()
+    assert made["metadata"] == {"origin": "über", "team": "support"}
+    assert client.files.retrieve(made["id"]).model_extra["metadata"] == made["metadata"]
+    assert client.files.list(limit=1).data[0].model_extra["metadata"] == made["metadata"]
+    # Without notes the object is that of OpenAI.
+    assert "metadata" not in post_with(http, content).json()
+    for notes in ([("a", b"1"), ("a", b"2")], [("a", 513 * b"x")], [(65 * "x", b"1")],
+                  [(str(number), b"1") for number in range(17)]):
+        refused = post_with(http, content, *notes)
+        assert refused.status_code == 400 and "metadata" in refused.json()["error"]["param"], refused.text
+    assert post_with(http, content, *((str(number), b"1") for number in range(16))).status_code == 200
+
+
 def test_bytes_survive_unchanged(client):
     content = '\ufeff{"prompt": "ü → 魚", "completion": " ok"}\r\n{"prompt": "", "completion": " \\u0000"}\n\n'.encode()
     file = client.files.create(file=("odd.jsonl", content), purpose="fine-tune")

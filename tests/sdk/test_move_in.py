@@ -150,6 +150,8 @@ def gate(target, before_answer):
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # Head and body go out together.
+        wbufsize = -1
 
         def _pass(self):
             sent = self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -172,6 +174,7 @@ def gate(target, before_answer):
                 self.send_header("content-length", str(len(answer.content)))
                 self.end_headers()
                 self.wfile.write(answer.content)
+                self.wfile.flush()
 
         do_GET = do_POST = _pass
 
@@ -278,6 +281,26 @@ def test_a_move_that_is_killed_twice_ends_whole_and_nothing_is_doubled(binary, t
     assert len(ledger["files"]) == 4 and len(files_of(home)) == 5
     moved(binary, tmp_path / "m", account=account, home=home)
     check_home(home, account)
+
+
+def test_a_list_that_was_cut_goes_on_with_its_next_page(binary, tmp_path, account):
+    process = None
+    account.fail("/fine_tuning/jobs\\?limit=100&after=ftjob-0002", lambda: killed(process))
+    full, environment = command(binary, tmp_path / "m", "--fetch-only", account=account)
+    process = subprocess.Popen(full, env=environment, stderr=subprocess.DEVNULL)
+    process.wait(120)
+    assert process.returncode == -9 and account.asked("/fine_tuning/jobs\\?limit=100$") == 1
+    moved(binary, tmp_path / "m", "--fetch-only", account=account)
+    assert account.asked("/fine_tuning/jobs\\?limit=100$") == 1, "the first pages are not asked for again"
+    assert account.asked("after=ftjob-0002$") == 2
+    assert len(list((tmp_path / "m" / "jobs").glob("ftjob-????.json"))) == len(account.jobs)
+
+
+def test_a_list_that_was_shown_is_read_again_before_it_is_copied(binary, tmp_path, account):
+    moved(binary, tmp_path / "m", "--list", account=account)
+    account._file("file-train-new", "new.jsonl", "fine-tune", account.contents["file-train-item"])
+    moved(binary, tmp_path / "m", "--fetch-only", account=account)
+    assert (tmp_path / "m" / "files" / "file-train-new.content").read_bytes() == account.contents["file-train-item"]
 
 
 def test_an_upload_whose_answer_is_lost_is_not_sent_twice(binary, tmp_path, account, home):

@@ -92,7 +92,7 @@ pub(super) fn is_complete(folder: &Folder) -> Result<bool> {
 pub(super) async fn fetch(folder: &Folder, account: &Account, extent: Extent) -> Result<()> {
     let mut progress = Progress::read(folder)?;
     // Lists are shown as they are now; and a copy that is complete is begun anew to find what is new.
-    if progress.begun().is_none() || progress.is_complete() || extent.afresh || !extent.contents {
+    if !progress.state.contains_key("lists") || progress.is_complete() || extent.afresh || !extent.contents {
         progress.begin_anew(folder)?;
     }
     let mut fetch = Fetch { folder, account, progress };
@@ -104,7 +104,9 @@ pub(super) async fn fetch(folder: &Folder, account: &Account, extent: Extent) ->
         fetch.list(COMPLETIONS, &["chat", "completions"], &[MESSAGES]).await?;
     }
     if !extent.contents {
-        return Ok(());
+        // Whoever copies later, reads the lists as they are then.
+        fetch.progress.state.shift_remove("lists");
+        return fetch.progress.write(folder);
     }
     fetch.jobs().await?;
     fetch.contents().await?;
@@ -166,7 +168,7 @@ impl Fetch<'_> {
             }
             let last = items.last().and_then(|item| item["id"].as_str()).map(str::to_owned);
             if page["has_more"] != true || last.is_none() || !is_new {
-                note(format_args!("{kind}: {}", format::count(seen.len() as f64)));
+                note(format_args!("{kind}: {}", format::count(self.folder.number_of(kind)? as f64)));
                 return self.progress.set(self.folder, "lists", kind, json!({"done": true}));
             }
             after = last;
