@@ -52,6 +52,7 @@ impl MoveInCommand {
     after_help = "The key of the account is read from OPENAI_API_KEY, or from --key-file. It is not stored. Nothing is \
                         changed or deleted in the account: it is only read, and with --compare its models are asked."
 )]
+#[expect(clippy::struct_excessive_bools, reason = "they are flags")]
 pub(super) struct OpenaiOptions {
     #[command(flatten)]
     place: ServerPlace,
@@ -92,17 +93,17 @@ pub(super) struct OpenaiOptions {
 }
 
 /// What all stages after the fetch work with.
-pub(super) struct Move<'a> {
+struct Move<'a> {
     /// What was fetched.
-    pub(super) folder: &'a Folder,
+    folder: &'a Folder,
     /// What became of it.
-    pub(super) ledger: &'a mut Ledger,
+    ledger: &'a mut Ledger,
     /// The server that it is brought to.
-    pub(super) local: &'a Local,
+    local: &'a Local,
     /// The account, to ask its models; `None` with `--from`, or without a key.
-    pub(super) account: Option<&'a Account>,
+    account: Option<&'a Account>,
     /// Which local base takes the place of which old one.
-    pub(super) bases: &'a Bases,
+    bases: &'a Bases,
 }
 
 impl OpenaiOptions {

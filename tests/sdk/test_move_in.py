@@ -352,9 +352,14 @@ def test_a_page_that_ends_with_what_is_deleted_meanwhile_begins_the_list_anew(bi
 def test_a_free_account_gives_its_history_without_training_files(binary, tmp_path, home):
     with Account(free=True) as account:
         done = moved(binary, tmp_path / "m", account=account, home=home)
-    assert "disabled for free accounts" in done.stderr
-    files = files_of(home)
-    assert "ftjob-0001" in files and "file-result-problem" in files and "file-train-problem" not in files
+        assert "disabled for free accounts" in done.stderr
+        files = files_of(home)
+        assert "ftjob-0001" in files and "file-result-problem" in files and "file-train-problem" not in files
+        # Once it is no longer a free one, they come as well.
+        account.free = False
+        done = moved(binary, tmp_path / "m", "--refresh", account=account, home=home)
+        assert "disabled for free accounts" not in done.stderr
+        assert content_of(home, files_of(home)["file-train-problem"]) == account.contents["file-train-problem"]
 
 
 def test_a_part_of_the_platform_that_is_off_stops_nothing_else(binary, tmp_path, home):

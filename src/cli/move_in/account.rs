@@ -29,7 +29,7 @@ pub(super) struct AccountOptions {
     /// Ask the account at this address.
     #[arg(long, value_name = "URL", default_value = "https://api.openai.com/v1")]
     openai_url: String,
-    /// Read the account's key from this file instead of OPENAI_API_KEY.
+    /// Read the account's key from this file instead of `OPENAI_API_KEY`.
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
     /// Ask for this project: `proj_…`; keys of users see the jobs of one project at a time.
@@ -54,7 +54,7 @@ impl AccountOptions {
                 _ => return Ok(None),
             },
         };
-        Account::new(&self.openai_url, key, self.project.clone(), self.requests_per_minute, patience).map(Some)
+        Account::new(&self.openai_url, &key, self.project.clone(), self.requests_per_minute, patience).map(Some)
     }
 }
 
@@ -111,7 +111,7 @@ enum Attempt {
 }
 
 impl Account {
-    fn new(url: &str, key: String, project: Option<String>, per_minute: u32, patience: Duration) -> Result<Self> {
+    fn new(url: &str, key: &str, project: Option<String>, per_minute: u32, patience: Duration) -> Result<Self> {
         let fault =
             |reason: &str| Error::Setup(format!("--openai-url: {reason}, use for example https://api.openai.com/v1"));
         let mut parsed: Url = url.parse().map_err(|_| fault("not an address"))?;
@@ -128,7 +128,7 @@ impl Account {
         }
         let http = http.build().map_err(|error| Error::Setup(format!("set up HTTP: {error}")))?;
         let gap = Duration::from_mins(1) / per_minute;
-        Ok(Self { http, url: parsed, key: Secret::from(key.as_str()), project, patience, gap, last: Mutex::new(None) })
+        Ok(Self { http, url: parsed, key: Secret::from(key), project, patience, gap, last: Mutex::new(None) })
     }
 
     /// Reads JSON.
@@ -233,12 +233,12 @@ mod tests {
     #[test]
     fn an_address_may_end_in_v1_or_not_and_ids_are_escaped() {
         for url in ["https://api.openai.com/v1", "https://api.openai.com/", "https://api.openai.com"] {
-            let account = Account::new(url, "k".into(), None, 60, Duration::ZERO).expect(url);
+            let account = Account::new(url, "k", None, 60, Duration::ZERO).expect(url);
             let address = account.address(&["fine_tuning", "jobs", "a/b"], &[("after", "x y")]);
             assert_eq!(address.as_str(), "https://api.openai.com/v1/fine_tuning/jobs/a%2Fb?after=x+y");
         }
         for url in ["", "ftp://a", "not an address"] {
-            assert!(Account::new(url, "k".into(), None, 60, Duration::ZERO).is_err(), "{url}");
+            assert!(Account::new(url, "k", None, 60, Duration::ZERO).is_err(), "{url}");
         }
     }
 

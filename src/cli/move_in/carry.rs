@@ -112,12 +112,11 @@ impl Carry<'_> {
                 }
             };
             let known = self.there.files.borrow().get(&file.id).cloned();
-            let id = match known {
-                Some(id) => Some(id),
-                None => {
-                    let content = std::fs::read(path).map_err(Error::io(format!("read {}", path.display())))?;
-                    self.copy(&file, &content).await?
-                }
+            let id = if known.is_some() {
+                known
+            } else {
+                let content = std::fs::read(path).map_err(Error::io(format!("read {}", path.display())))?;
+                self.copy(&file, &content).await?
             };
             if let Some(id) = id {
                 self.done(|carried| &mut carried.files, &file.id, id)?;

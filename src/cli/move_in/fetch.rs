@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::account::{Account, Refusal};
 use super::folder::{
-    CHECKPOINTS, COMPLETIONS, Content, EVALS, EVENTS, FILES, Folder, ITEMS, JOBS, MESSAGES, MISSING, MODELS, OldJob,
+    CHECKPOINTS, COMPLETIONS, Content, EVALS, EVENTS, FILES, Folder, ITEMS, JOBS, MESSAGES, MISSING, MODELS,
 };
 use crate::cli::output::note;
 use crate::{Error, Result, format};
@@ -95,7 +95,7 @@ pub(super) async fn fetch(folder: &Folder, account: &Account, extent: Extent) ->
     if !progress.state.contains_key("lists") || progress.is_complete() || extent.afresh || !extent.contents {
         progress.begin_anew(folder)?;
     }
-    let mut fetch = Fetch { folder, account, progress };
+    let mut fetch = Fetch { folder, account, progress, is_afresh: extent.afresh };
     fetch.models().await?;
     fetch.list(JOBS, &["fine_tuning", "jobs"], &[EVENTS, CHECKPOINTS]).await?;
     fetch.list(FILES, &["files"], &[MISSING]).await?;
@@ -120,6 +120,8 @@ struct Fetch<'a> {
     folder: &'a Folder,
     account: &'a Account,
     progress: Progress,
+    /// Ask again for what was refused before.
+    is_afresh: bool,
 }
 
 /// What a list of the account gave.
@@ -223,7 +225,10 @@ impl Fetch<'_> {
     /// Copies a list that stands behind an object, unless it is there.
     async fn part(&self, place: &Path, path: &[&str]) -> Result<()> {
         if place.exists() {
-            return Ok(());
+            let was_refused = self.folder.read(place)?.is_some_and(|list| !list["refused"].is_null());
+            if !(was_refused && self.is_afresh) {
+                return Ok(());
+            }
         }
         let list = match self.whole(path).await? {
             Listed::All(data) => json!({"object": "list", "data": data}),
@@ -233,7 +238,7 @@ impl Fetch<'_> {
     }
 
     async fn jobs(&self) -> Result<()> {
-        for OldJob { id, .. } in self.folder.jobs()? {
+        for id in self.folder.ids(JOBS)? {
             self.part(&self.folder.place(JOBS, &id, EVENTS), &["fine_tuning", "jobs", &id, "events"]).await?;
             self.part(&self.folder.place(JOBS, &id, CHECKPOINTS), &["fine_tuning", "jobs", &id, "checkpoints"]).await?;
         }
@@ -254,8 +259,10 @@ impl Fetch<'_> {
         wanted.retain(|(id, _)| seen.insert(id.clone()));
         let (mut bytes, mut count) = (0_u64, 0_usize);
         for (id, purpose) in &wanted {
-            if self.folder.content_of(id)? != Content::NotFetched {
-                continue;
+            match self.folder.content_of(id)? {
+                Content::Here(_) => continue,
+                Content::Missing(_) if !self.is_afresh => continue,
+                Content::Missing(_) | Content::NotFetched => {}
             }
             if SEALED.contains(purpose) {
                 self.missing(id, &format!("files for {purpose} cannot be downloaded"))?;
@@ -267,6 +274,7 @@ impl Fetch<'_> {
                     let content = if is_result { plain(content) } else { content };
                     (bytes, count) = (bytes + content.len() as u64, count + 1);
                     self.folder.write_bytes(&self.folder.content(id), &content)?;
+                    remove(&self.folder.place(FILES, id, MISSING))?;
                 }
                 Err(refusal) => self.missing(id, &lasting(refusal)?)?,
             }
@@ -279,20 +287,20 @@ impl Fetch<'_> {
         self.folder.write(&self.folder.place(FILES, id, MISSING), &json!({"file": id, "reason": reason}))
     }
 
-    async fn evals(&self) -> Result<()> {
-        for eval in self.folder.evals()? {
-            let kind = Folder::runs(&eval.id);
-            let runs = match self.whole(&["evals", &eval.id, "runs"]).await? {
+    async fn evals(&mut self) -> Result<()> {
+        for eval in self.folder.ids(EVALS)? {
+            let kind = Folder::runs(&eval);
+            let runs = match self.whole(&["evals", &eval, "runs"]).await? {
                 Listed::All(runs) => runs,
                 Listed::Refused(reason) => {
-                    note(format_args!("{}: its runs cannot be fetched: {reason}", eval.id));
+                    self.progress.set(self.folder, "refused", &format!("runs of {eval}"), reason.into())?;
                     continue;
                 }
             };
             for run in runs {
                 let Some(id) = run["id"].as_str() else { continue };
                 self.keep(&kind, id, &run, &[ITEMS])?;
-                let path = ["evals", &eval.id, "runs", id, "output_items"];
+                let path = ["evals", &eval, "runs", id, "output_items"];
                 self.part(&self.folder.place(&kind, id, ITEMS), &path).await?;
             }
         }
@@ -300,9 +308,9 @@ impl Fetch<'_> {
     }
 
     async fn completions(&self) -> Result<()> {
-        for chat in self.folder.completions()? {
-            let path = ["chat", "completions", &chat.id, "messages"];
-            self.part(&self.folder.place(COMPLETIONS, &chat.id, MESSAGES), &path).await?;
+        for id in self.folder.ids(COMPLETIONS)? {
+            let path = ["chat", "completions", &id, "messages"];
+            self.part(&self.folder.place(COMPLETIONS, &id, MESSAGES), &path).await?;
         }
         Ok(())
     }

@@ -216,6 +216,7 @@ impl Folder {
 
     /// Reads JSON of the folder; `None` if it is not there.
     pub(super) fn read(&self, path: &Path) -> Result<Option<Value>> {
+        debug_assert!(path.starts_with(&self.root), "{} is not in the folder", path.display());
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -238,6 +239,7 @@ impl Folder {
 
     /// Writes a file, whole or not at all.
     pub(super) fn write_bytes(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        debug_assert!(path.starts_with(&self.root), "{} is not in the folder", path.display());
         write_whole(path, bytes).map_err(Error::io(format!("write {}", path.display())))
     }
 
@@ -328,6 +330,15 @@ impl Folder {
             completions.push(OldCompletion { id, object, messages });
         }
         Ok(completions)
+    }
+
+    /// Returns the ids of the objects of a kind. The objects are read one after another: there may be very many.
+    pub(super) fn ids(&self, kind: &str) -> Result<Vec<String>> {
+        let mut ids = Vec::new();
+        for path in self.paths(kind)? {
+            ids.extend(self.read(&path)?.and_then(|object| object["id"].as_str().map(str::to_owned)));
+        }
+        Ok(ids)
     }
 
     /// Returns the objects of a kind with their ids, by the names of their files.
