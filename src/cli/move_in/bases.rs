@@ -38,8 +38,7 @@ impl Bases {
     pub(super) fn of(&self, job: &OldJob) -> Option<&str> {
         // A job may have trained a fine-tuned model further: `ft:BASE:…`.
         let base = job.base.strip_prefix("ft:").and_then(|rest| rest.split(':').next()).unwrap_or(&job.base);
-        let names =
-            [Some(job.id.as_str()), job.model.as_deref(), Some(&job.base), Some(base), Some(undated(base))];
+        let names = [Some(job.id.as_str()), job.model.as_deref(), Some(&job.base), Some(base), Some(undated(base))];
         let said = |name: Option<&str>| self.0.iter().rfind(|choice| choice.old.as_deref() == name);
         let found = names.into_iter().flatten().find_map(|name| said(Some(name)));
         found.or_else(|| said(None)).map(|choice| choice.local.as_str())

@@ -33,6 +33,9 @@ pub(super) const MISSING: &str = ".missing";
 pub(super) const ITEMS: &str = ".items";
 pub(super) const MESSAGES: &str = ".messages";
 
+/// The beginning of the names of files that are being written.
+const UNFINISHED: &str = ".unfinished-";
+
 /// A folder, locked for this run.
 #[derive(Debug)]
 pub(super) struct Folder {
@@ -186,7 +189,10 @@ impl Folder {
         let lock = OpenOptions::new().write(true).create(true).truncate(false).open(root.join("lock"));
         let lock = lock.map_err(Error::io(context()))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { root: root.to_path_buf(), _lock: lock }),
+            Ok(()) => {
+                sweep(root).map_err(Error::io(context()))?;
+                Ok(Self { root: root.to_path_buf(), _lock: lock })
+            }
             Err(TryLockError::WouldBlock) => {
                 Err(Error::Setup(format!("{}: another run uses this folder", root.display())))
             }
@@ -382,13 +388,76 @@ fn file_name(id: &str) -> String {
     id.bytes().map(|byte| if kept(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
+/// Removes what runs that were killed had begun to write.
+fn sweep(folder: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sweep(&entry.path())?;
+        } else if entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes beside `path`, and puts it in its place once it is on the disk.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
     std::fs::create_dir_all(folder)?;
-    let mut file = tempfile::Builder::new().prefix(".unfinished-").tempfile_in(folder)?;
+    let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_id_names_nothing_outside_of_the_folder_and_no_part_of_another() {
+        let root = tempfile::tempdir().expect("a folder");
+        let folder = Folder::open(root.path(), true).expect("open");
+        for id in ["../../etc/passwd", "..", "ftjob-1.events", "ft:a b/c"] {
+            folder.write(&folder.place(JOBS, id, ""), &json!({"id": id})).expect("written");
+        }
+        folder.write(&folder.place(JOBS, "ftjob-1", EVENTS), &json!({"data": [1]})).expect("written");
+        let mut ids = folder.ids(JOBS).expect("ids");
+        ids.sort();
+        assert_eq!(ids, ["..", "../../etc/passwd", "ft:a b/c", "ftjob-1.events"]);
+        assert_eq!(folder.events("ftjob-1").expect("events"), [json!(1)]);
+        assert_eq!(std::fs::read_dir(root.path().join(JOBS)).expect("a folder").count(), 5);
+    }
+
+    #[test]
+    fn what_a_killed_run_had_begun_is_removed_by_the_next_and_two_runs_keep_apart() {
+        let root = tempfile::tempdir().expect("a folder");
+        let first = Folder::open(root.path(), true).expect("open");
+        first.write(&first.place(FILES, "file-1", ""), &json!({"id": "file-1"})).expect("written");
+        let begun = root.path().join(FILES).join(format!("{UNFINISHED}x"));
+        std::fs::write(&begun, "half").expect("written");
+        assert!(Folder::open(root.path(), true).is_err(), "one run at a time");
+        drop(first);
+        let second = Folder::open(root.path(), false).expect("open");
+        assert!(!begun.exists() && second.has_file("file-1"));
+        assert!(Folder::open(&root.path().join("none"), false).is_err());
+    }
+
+    #[test]
+    fn settings_are_read_from_the_method_first_and_old_jobs_have_none() {
+        let read = |object: Value| OldJob::read(object, Vec::new()).expect("a job");
+        let method = json!({"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}});
+        let job = read(json!({"id": "a", "method": method, "hyperparameters": {"n_epochs": 1}, "result_files": ["r"]}));
+        assert_eq!((job.method.as_str(), &job.hyperparameters["beta"]), ("dpo", &json!(0.1)));
+        assert_eq!(job.result_files, ["r"]);
+        let job = read(json!({"id": "a", "hyperparameters": {"n_epochs": 1}, "result_files": [{"id": "r"}]}));
+        assert_eq!((job.method.as_str(), &job.hyperparameters["n_epochs"]), ("supervised", &json!(1)));
+        assert_eq!((job.result_files, job.fault, job.model), (vec!["r".to_owned()], None, None));
+        assert!(read(json!({"id": "a", "hyperparameters": null})).hyperparameters.is_empty());
+        assert!(OldJob::read(json!({}), Vec::new()).is_none());
+    }
 }
