@@ -1,9 +1,9 @@
-//! `attune move-in openai`: brings what an account at OpenAI holds over to a running server. [`fetch`] copies the account into
-//! a folder, [`carry`] copies the folder into the server, and [`specialists`] trains the jobs anew and compares. Every stage
-//! writes down what is done, in the folder, and goes on where it was when it is started again.
+//! `attune move-in openai`: brings what an account at OpenAI holds over to a running server. [`fetch`] copies the
+//! account into a folder, [`carry`] copies the folder into the server, and [`specialists`] trains the jobs anew and
+//! compares. Every stage writes down what is done, in the folder, and goes on where it was when it is started again.
 //!
-//! [`account`] is the client of the account, which only reads; [`local`] that of the server; [`folder`] what is in the folder;
-//! [`ledger`] what became of it; [`listing`] shows it to people.
+//! [`account`] is the client of the account, which only reads; [`local`] that of the server; [`folder`] what is in the
+//! folder; [`ledger`] what became of it; [`listing`] shows it to people.
 
 mod account;
 mod bases;
@@ -33,7 +33,8 @@ use crate::{Error, Result};
 /// The subcommands of `attune move-in`.
 #[derive(Debug, Subcommand)]
 pub(super) enum MoveInCommand {
-    /// Bring files, jobs, evals and stored chats of an account at OpenAI over to a running server, and train its models anew.
+    /// Bring files, jobs, evals and stored chats of an account at OpenAI over to a running server, and train its models
+    /// anew.
     Openai(Box<OpenaiOptions>),
 }
 
@@ -79,12 +80,12 @@ pub(super) struct OpenaiOptions {
     /// Train each job that made a model anew on a local base model; see --base.
     #[arg(long)]
     retrain: bool,
-    /// Ask the old models, while they live, and the new ones the prompts of the validation files, and write a report for
-    /// each. The account's provider charges for its answers.
+    /// Ask the old models, while they live, and the new ones the prompts of the validation files, and write a report
+    /// for each. The account's provider charges for its answers.
     #[arg(long)]
     compare: bool,
-    /// Train on this base model of the server; with OLD= only the jobs on that old base, the job of that id, or the one that
-    /// made the model of that name.
+    /// Train on this base model of the server; with OLD= only the jobs on that old base, the job of that id, or the one
+    /// that made the model of that name.
     #[arg(long = "base", value_name = "[OLD=]LOCAL")]
     bases: Vec<BaseChoice>,
     /// Give up after this many seconds without an answer from the account or the server.

@@ -1,5 +1,5 @@
-//! The client of the account at OpenAI. It only reads, one request at a time, and asks models; there is no way in here to
-//! change or to delete anything. Used by [`super::fetch`], and by the comparison of models.
+//! The client of the account at OpenAI. It only reads, one request at a time, and asks models; there is no way in here
+//! to change or to delete anything. Used by [`super::fetch`], and by the comparison of models.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -66,8 +66,8 @@ pub(super) struct Account {
     key: Secret,
     project: Option<String>,
     patience: Duration,
-    /// The least time between two requests, and when the last one began. Locked while a request is under way: there is one at a
-    /// time.
+    /// The least time between two requests, and when the last one began. Locked while a request is under way: there is
+    /// one at a time.
     gap: Duration,
     last: Mutex<Option<Instant>>,
 }

@@ -33,8 +33,8 @@ impl Bases {
         Self(choices)
     }
 
-    /// Returns the local base for a job: what was said for the job, else for its model, else for its base with its date or
-    /// without, else for all. The last flag of each kind counts. `None` if nothing was said.
+    /// Returns the local base for a job: what was said for the job, else for its model, else for its base with its date
+    /// or without, else for all. The last flag of each kind counts. `None` if nothing was said.
     pub(super) fn of(&self, job: &OldJob) -> Option<&str> {
         // A job may have trained a fine-tuned model further: `ft:BASE:…`.
         let base = job.base.strip_prefix("ft:").and_then(|rest| rest.split(':').next()).unwrap_or(&job.base);

@@ -1,5 +1,5 @@
-//! Copies an account into the folder: the lists first, page by page, then what stands behind each object. How far the lists
-//! are is written after every page; of the rest, what is in the folder is there whole and is not asked for again.
+//! Copies an account into the folder: the lists first, page by page, then what stands behind each object. How far the
+//! lists are is written after every page; of the rest, what is in the folder is there whole and is not asked for again.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -138,7 +138,8 @@ impl Fetch<'_> {
         }
     }
 
-    /// Copies a list, from where the run before ended on. An object that has changed loses its `parts`, to be fetched anew.
+    /// Copies a list, from where the run before ended on. An object that has changed loses its `parts`, to be fetched
+    /// anew.
     async fn list(&mut self, kind: &str, path: &[&str], parts: &[&str]) -> Result<()> {
         let state = self.progress.state.get("lists").map(|lists| lists[kind].clone()).unwrap_or_default();
         if state["done"] == true {
@@ -323,8 +324,8 @@ impl Fetch<'_> {
     }
 }
 
-/// Returns the reason of a refusal that lasts. Not that the account is away for a while, or that the key is wrong: with these the
-/// run ends, to be started again.
+/// Returns the reason of a refusal that lasts. Not that the account is away for a while, or that the key is wrong: with
+/// these the run ends, to be started again.
 fn lasting(refusal: Refusal) -> Result<String> {
     match refusal {
         Refusal::No { status, message } if status != 401 => Ok(message),

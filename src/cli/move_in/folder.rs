@@ -1,6 +1,6 @@
-//! The folder that an account is copied into, which is at the same time what `--from` starts from: the account's objects as
-//! it answered them, the contents of its files, and how far the copy is. Written by [`super::fetch`], read by all later
-//! stages. Each file appears whole or not at all, so that a run may be killed at any time.
+//! The folder that an account is copied into, which is at the same time what `--from` starts from: the account's
+//! objects as it answered them, the contents of its files, and how far the copy is. Written by [`super::fetch`], read
+//! by all later stages. Each file appears whole or not at all, so that a run may be killed at any time.
 //!
 //! ```text
 //! models.json                  the list of models, with the dates on which they stop
@@ -180,7 +180,8 @@ pub(super) struct OldCompletion {
 }
 
 impl Folder {
-    /// Opens the folder at `root`, which is made if it is not there and `create` is set. Only one run uses it at a time.
+    /// Opens the folder at `root`, which is made if it is not there and `create` is set. Only one run uses it at a
+    /// time.
     pub(super) fn open(root: &Path, create: bool) -> Result<Self> {
         let context = || format!("open {}", root.display());
         if create {

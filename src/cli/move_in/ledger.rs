@@ -1,5 +1,5 @@
-//! What of the old account is where on the local server: `carried.json` in the folder, written after every step, so that a
-//! run that was killed goes on with what is left. Holds ids and names only, no contents and no keys.
+//! What of the old account is where on the local server: `carried.json` in the folder, written after every step, so
+//! that a run that was killed goes on with what is left. Holds ids and names only, no contents and no keys.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -58,8 +58,8 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Reads the ledger of `folder`; an empty one if there is none. It may be older than the server that it is used with, or of
-    /// another one: whoever takes an id of it asks the server whether it has it.
+    /// Reads the ledger of `folder`; an empty one if there is none. It may be older than the server that it is used
+    /// with, or of another one: whoever takes an id of it asks the server whether it has it.
     pub(super) fn open(folder: &Folder) -> Result<Self> {
         let path = folder.root().join("carried.json");
         let carried = match folder.read(&path)? {

@@ -1,5 +1,5 @@
-//! Shows what the folder holds, what of it could not be fetched, and what stops when; and, at the end, what could not be carried
-//! over.
+//! Shows what the folder holds, what of it could not be fetched, and what stops when; and, at the end, what could not
+//! be carried over.
 
 use std::collections::BTreeMap;
 
@@ -27,8 +27,8 @@ const STOPS: [(&str, &str); 8] = [
     ("gpt-4", "2026-10-23"),
 ];
 
-/// Prints what is there: a table of the models with their jobs, those that stop first in front, on standard output if it is
-/// asked for (`whole`), and a summary for people in any case.
+/// Prints what is there: a table of the models with their jobs, those that stop first in front, on standard output if
+/// it is asked for (`whole`), and a summary for people in any case.
 pub(super) fn show(folder: &Folder, whole: bool) -> Result<()> {
     let (models, jobs, files) = (folder.models()?, folder.jobs()?, folder.files()?);
     let today = Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();

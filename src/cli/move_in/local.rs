@@ -1,5 +1,5 @@
-//! Requests to the local server, which is asked again while it is away, for as long as patience lasts. Used by [`super::carry`]
-//! and [`super::specialists`].
+//! Requests to the local server, which is asked again while it is away, for as long as patience lasts. Used by
+//! [`super::carry`] and [`super::specialists`].
 
 use std::time::{Duration, Instant};
 
@@ -55,7 +55,8 @@ impl Local {
         self.patiently(async || self.server.answer(self.server.request(Method::POST, path, &[]).json(body)).await).await
     }
 
-    /// Makes something once: where an answer is lost, `find` says before the next attempt whether it was made after all.
+    /// Makes something once: where an answer is lost, `find` says before the next attempt whether it was made after
+    /// all.
     pub(super) async fn create(
         &self,
         path: &[&str],
