@@ -164,7 +164,7 @@ def gate(target, before_answer):
                 sent = b"".join(pieces)
             kept = ("authorization", "content-type")
             headers = {name: value for name, value in self.headers.items() if name.lower() in kept}
-            answer = httpx.request(self.command, target + self.path, content=sent, headers=headers, timeout=60)
+            answer = behind.request(self.command, self.path, content=sent, headers=headers)
             self.close_connection = True
             if before_answer(self.command, self.path):
                 return
@@ -181,6 +181,7 @@ def gate(target, before_answer):
         def log_message(self, *_):
             pass
 
+    behind = httpx.Client(base_url=target, timeout=60)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -191,6 +192,7 @@ def gate(target, before_answer):
         server.shutdown()
         thread.join()
         server.server_close()
+        behind.close()
 
 
 def test_the_list_says_what_is_there_and_what_stops_when_and_copies_nothing(binary, tmp_path, account):
@@ -378,8 +380,8 @@ def test_without_a_valid_key_nothing_is_begun_and_the_key_is_not_shown(binary, t
     done = run(binary, tmp_path / "m", "--fetch-only", "--openai-url", account.url, "--key-file", key)
     assert done.returncode == 1 and "401" in done.stderr and "sk-" not in done.stderr
     key.write_text(KEY + "\n")
-    full = ["--fetch-only", "--openai-url", account.url, "--key-file", key, "--project", "proj_1"]
-    moved(binary, tmp_path / "m", *full)
+    places = ["--openai-url", account.url, "--key-file", key, "--project", "proj_1", "--requests-per-minute", "60000"]
+    moved(binary, tmp_path / "m", "--fetch-only", *places)
     assert {headers.get("openai-project") for headers in account.headers[-5:]} == {"proj_1"}
     assert len(account.contents["file-train-item"].splitlines()) == TRAINING_LINES
 
