@@ -37,6 +37,7 @@ use crate::off_thread::off_thread;
 use crate::store::Store;
 use crate::store::completion_recorder::CompletionRecorder;
 use crate::store::key_directory::KeyDirectory;
+use crate::store::names::is_job_name;
 use crate::store::postgres::PrivatePostgres;
 use crate::store::response_changes::ResponseChanges;
 use crate::store::usage_recorder::UsageRecorder;
@@ -74,6 +75,7 @@ impl App {
         system::give_back_freed_memory();
         let (store, postgres) = open_store(&config).await?;
         config.check_closed(store.has_keys().await?)?;
+        check_aliases(&config, &store).await?;
         let keys = KeyDirectory::open(store.clone(), config.limits.keys_outage()).await?;
         let usage = UsageRecorder::new(store.clone());
         let completions = CompletionRecorder::new(store.clone());
@@ -262,6 +264,21 @@ async fn ended(task: &mut Option<JoinHandle<()>>) -> std::result::Result<(), Joi
 fn ended_early(part: &str, ended: std::result::Result<(), JoinError>) -> Error {
     let reason = ended.err().map_or_else(|| "it ended by itself".to_owned(), |error| error.to_string());
     Error::Internal(format!("{part} stopped: {reason}"))
+}
+
+/// Refuses an alias that has the name of a model which a job made here: the model could not be reached any more. An
+/// adapter that was brought in under a name of the client's choice is hidden instead.
+async fn check_aliases(config: &Config, store: &Store) -> Result<()> {
+    let names: Vec<&str> = config.aliases.keys().map(String::as_str).filter(|alias| is_job_name(alias)).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    match store.taken_model_names(&names).await?.first() {
+        Some(name) => Err(Error::Setup(format!(
+            "aliases: `{name}`: a fine-tuned model of this server has this name; remove the alias, or delete the model first"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Refuses a data folder that this user may not write, such as a folder of root that is mounted into a container.

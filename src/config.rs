@@ -333,8 +333,8 @@ impl Config {
             if is_base(alias) {
                 return Err(fault("this is the id of a base model already"));
             }
-            if is_job_name(alias) {
-                return Err(fault("names of this form belong to fine-tuned models"));
+            if self.aliases.contains_key(name) {
+                return Err(fault("an alias cannot lead to another alias: name the model itself"));
             }
             if !is_base(name) && !is_job_name(name) {
                 return Err(fault(

@@ -108,7 +108,15 @@ fn what_is_said_of_trainings_memory_is_read() {
 
 #[test]
 fn an_alias_leads_to_a_base_or_a_fine_tuned_model_and_hides_neither() {
-    for (alias, name) in [("ada", "demo"), ("gpt-3.5-turbo", "ft:demo:local::1234abcd"), ("a/b c", "demo:ft-org-x")] {
+    for (alias, name) in [
+        ("ada", "demo"),
+        ("gpt-3.5-turbo", "ft:demo:local::1234abcd"),
+        ("a/b c", "demo:ft-org-x"),
+        // Names of fine-tuned models of another service.
+        ("ft:gpt-4o-mini-2024-07-18:acme:support:9aBcDeFg", "ft:demo:local:support:1234abcd"),
+        ("ft:gpt-4o-mini-2024-07-18:acme::9aBcDeFg:ckpt-step-30", "ft:demo:local::1234abcd:ckpt-step-3"),
+        ("curie:ft-acme-2022-02-15-04-21-04", "demo"),
+    ] {
         assert!(check(alias, name).is_ok(), "{alias} = {name}");
     }
     for (alias, name) in [
@@ -118,8 +126,8 @@ fn an_alias_leads_to_a_base_or_a_fine_tuned_model_and_hides_neither() {
         ("", "demo"),
         (" ada", "demo"),
         ("a\nb", "demo"),
-        ("ft:demo:x::y", "demo"),
-        ("ada:ft-x", "demo"),
+        ("ft:demo:x::y", "ft:demo:x::y"),
+        ("ada:ft-x", "none"),
     ] {
         let said = check(alias, name).expect_err("refused").to_string();
         assert!(said.starts_with("aliases: "), "{alias} = {name}: {said}");

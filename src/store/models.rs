@@ -123,6 +123,12 @@ impl Store {
         Ok(models.bind(organization).bind(names).fetch_all(&self.pool).await?)
     }
 
+    /// Returns those of the names that are fine-tuned models of any organisation.
+    pub async fn taken_model_names(&self, names: &[&str]) -> Result<Vec<String>> {
+        let taken = sqlx::query_scalar("select distinct name from fine_tuned_models where name = any($1) order by name");
+        Ok(taken.bind(names).fetch_all(&self.pool).await?)
+    }
+
     /// Stores the adapter's blobs (key and content) and its name. If the organisation has the name already, it is
     /// re-pointed if `replace`, else refused with [`Error::NameTaken`]; a job's model is never replaced
     /// ([`Error::NameOfJob`]). A refused adapter leaves no blobs.

@@ -12,6 +12,15 @@ pub fn is_job_name(name: &str) -> bool {
     name.starts_with("ft:") || name.contains(":ft-")
 }
 
+/// Returns the base in a name of one of these forms; `None` for other names. In `ft:{base}:{organization}:…` it ends at
+/// the first colon.
+pub fn base_in_job_name(name: &str) -> Option<&str> {
+    match name.strip_prefix("ft:") {
+        Some(rest) => rest.split(':').next().filter(|base| !base.is_empty()),
+        None => name.split_once(":ft-").map(|(base, _)| base),
+    }
+}
+
 /// True for a name that looks like what it is: no control character, none without width, none that changes the
 /// direction of the text, none that Unicode has not assigned, no blank but single spaces inside. Two names that are
 /// shown alike could otherwise be two.
@@ -24,7 +33,21 @@ pub fn is_visible(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_visible;
+    use super::{base_in_job_name, is_visible};
+
+    #[test]
+    fn the_base_is_read_from_the_name_of_a_fine_tuned_model() {
+        for (name, base) in [
+            ("ft:gpt-4o-mini-2024-07-18:acme:support:9aBcDeFg", Some("gpt-4o-mini-2024-07-18")),
+            ("ft:gpt-4o-mini-2024-07-18:acme::9aBcDeFg:ckpt-step-30", Some("gpt-4o-mini-2024-07-18")),
+            ("ft:a/b:org::x", Some("a/b")),
+            ("curie:ft-acme-2022-02-15-04-21-04", Some("curie")),
+            ("gpt-4o-mini", None),
+            ("ft:", None),
+        ] {
+            assert_eq!(base_in_job_name(name), base, "{name}");
+        }
+    }
 
     #[test]
     fn a_name_that_looks_like_what_it_is_passes() {

@@ -6,7 +6,7 @@ import attunelib
 import httpx
 import openai
 import pytest
-from conftest import QUICK, as_prompts, model_ids, sdk, upload, wait_for, wait_for_end
+from conftest import QUICK, as_prompts, create_key, model_ids, sdk, upload, wait_for, wait_for_end
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -148,7 +148,61 @@ def test_an_alias_may_stand_for_a_fine_tuned_model(start_server, tickets):
     server.stop()
 
 
-@pytest.mark.parametrize("aliases", ['{demo="demo"}', '{ada="nothing"}', '{ada="gpt-4"}', '{"ft:demo:x::y"="demo"}'])
+OLD = "ft:gpt-4o-mini-2024-07-18:acme:support:9aBcDeFg"
+
+
+def test_a_name_that_another_service_gave_leads_to_a_model_here(binary, start_server, tickets):
+    """Under the old name and that of its checkpoint every endpoint answers as the model does, for its owner alone; the
+    name of a model that is here is refused."""
+    server = start_server()
+    data_dir = server.data_dir
+    acme, _ = create_key(binary, data_dir, "acme")
+    rival, _ = create_key(binary, data_dir, "rival")
+    method = {"type": "supervised", "supervised": {"hyperparameters": {**QUICK, "n_epochs": 1}}}
+    with sdk(server, acme) as client:
+        file = upload(client, tickets[:12])
+        job = wait_for_end(client, client.fine_tuning.jobs.create(model="demo", training_file=file, method=method).id)
+        assert job.status == "succeeded", job.error
+        wanted = chat(client, job.fine_tuned_model).choices[0].message.content
+        vector = embed(client, job.fine_tuned_model, TEXT)
+        (checkpoint,) = client.fine_tuning.jobs.checkpoints.list(job.id).data
+    server.stop()
+
+    old_checkpoint = OLD + ":ckpt-step-3"
+    lines = {OLD: job.fine_tuned_model, old_checkpoint: checkpoint.fine_tuned_model_checkpoint}
+    aliases = "{" + ",".join(f'"{old}"="{new}"' for old, new in lines.items()) + "}"
+    server = start_server(data_dir=data_dir, settings={"ATTUNE_ALIASES": aliases})
+    with sdk(server, acme) as client, sdk(server, rival) as other:
+        for name in (OLD, old_checkpoint):
+            answer = chat(client, name)
+            assert (answer.model, answer.choices[0].message.content) == (name, wanted)
+            assert client.responses.create(model=name, input="Where?", max_output_tokens=4).model == name
+            assert client.completions.create(model=name, prompt="On", max_tokens=2).model == name
+            assert embed(client, name, TEXT) == vector
+            assert client.models.retrieve(name).root == lines[name]
+            assert name in model_ids(client)
+            with pytest.raises(openai.PermissionDeniedError):
+                client.models.delete(name)
+            assert name not in model_ids(other)
+            with pytest.raises(openai.NotFoundError):
+                chat(other, name)
+        further = client.fine_tuning.jobs.create(model=OLD, training_file=file, method=method)
+        assert further.model == OLD
+        further = wait_for_end(client, further.id)
+        assert further.fine_tuned_model.startswith("ft:gpt-4o-mini-2024-07-18:acme::"), further
+    server.stop()
+
+    settings = attunelib.environment({"ATTUNE_ALIASES": f'{{"{job.fine_tuned_model}"="demo"}}'})
+    command = [binary, "serve", "--listen", "127.0.0.1:0", "--data-dir", data_dir]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=settings)
+    assert done.returncode != 0
+    assert f"aliases: `{job.fine_tuned_model}`: a fine-tuned model of this server has this name" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "aliases",
+    ['{demo="demo"}', '{ada="nothing"}', '{ada="gpt-4"}', '{ada="demo", b="ada"}', '{a="ft:x:y::z", "ft:x:y::z"="demo"}'],
+)
 def test_an_alias_that_leads_nowhere_or_hides_a_model_stops_the_start(binary, tmp_path, aliases):
     settings = attunelib.environment({"ATTUNE_ALIASES": aliases})
     command = [binary, "serve", "--listen", "127.0.0.1:0", "--data-dir", tmp_path]

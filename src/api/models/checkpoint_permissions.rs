@@ -103,7 +103,7 @@ pub(crate) async fn create(
     Body(request): Body<GrantPermissions>,
 ) -> Result<Json<BoundedPageOf<CheckpointPermission>>, Problem> {
     request.check()?;
-    let granted = state.store.grant(&caller.organization, &model, &request.project_ids).await.map_err(blame_model)?;
+    let granted = state.store.grant(&caller.organization, state.catalog.real_name(&model), &request.project_ids).await.map_err(blame_model)?;
     Ok(Json(page(granted, false)))
 }
 
@@ -126,7 +126,7 @@ pub(crate) async fn list(
     let mut cursor = Cursor { after: query.after, limit: query.limit }.page(DEFAULT_PAGE, MAX_PAGE);
     cursor.ascending = query.order == Some(Direction::Ascending);
     let project = query.project_id.as_deref();
-    let listed = state.store.permissions(&caller.organization, &model, project, cursor).await;
+    let listed = state.store.permissions(&caller.organization, state.catalog.real_name(&model), project, cursor).await;
     let (permissions, has_more) = listed.map_err(blame_model)?;
     Ok(Json(page(permissions, has_more)))
 }
@@ -148,7 +148,7 @@ pub(crate) async fn delete(
     caller: Caller,
     Path((model, id)): Path<(String, String)>,
 ) -> Result<Json<DeletedPermission>, Problem> {
-    state.store.revoke(&caller.organization, &model, &id).await.map_err(blame_model)?;
+    state.store.revoke(&caller.organization, state.catalog.real_name(&model), &id).await.map_err(blame_model)?;
     Ok(Json(DeletedPermission { id, object: "checkpoint.permission", deleted: true }))
 }
 

@@ -16,6 +16,7 @@ use crate::adapters::peft::PeftFiles;
 use crate::jobs::checkpoints::NewCheckpoint;
 use crate::jobs::{Error, Job, JobApi, Result};
 use crate::store;
+use crate::store::names::base_in_job_name;
 
 /// Attempts to publish a checkpoint while the database does not answer, a second apart. The next state waits for it, so
 /// that the checkpoint is not lost with this attempt.
@@ -167,9 +168,10 @@ pub(super) fn states(job: &Job) -> String {
 
 /// Names the job's model: `ft:{base}:{organization}:{suffix}:{8 characters}`, or for the older resource
 /// `{base}:ft-{organization}:{suffix}-{time of creation}-{8 characters}`. The alias that the client asked for replaces
-/// the base. The name follows from the job alone, so that every attempt makes the same one.
+/// the base, and where it is a fine-tuned model's name itself, the base in it does. The name follows from the job alone, so that every attempt makes the same one.
 pub(super) fn model_name(job: &Job, base: &str) -> String {
-    let base = job.spec.alias.as_deref().unwrap_or(base);
+    let alias = job.spec.alias.as_deref().map(|alias| base_in_job_name(alias).unwrap_or(alias));
+    let base = alias.unwrap_or(base);
     let organization = &job.organization;
     let suffix = job.spec.suffix.as_deref();
     let digest = format!("{:x}", Sha256::digest(job.id.as_bytes()));
