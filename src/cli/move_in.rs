@@ -26,6 +26,7 @@ use self::fetch::Extent;
 use self::folder::Folder;
 use self::ledger::Ledger;
 use self::local::Local;
+use self::specialists::SpecialistOptions;
 use super::client::ServerPlace;
 use super::output::note;
 use crate::{Error, Result};
@@ -80,14 +81,16 @@ pub(super) struct OpenaiOptions {
     /// Train each job that made a model anew on a local base model; see --base.
     #[arg(long)]
     retrain: bool,
-    /// Ask the old models, while they live, and the new ones the prompts of the validation files, and write a report
-    /// for each. The account's provider charges for its answers.
+    /// Ask the new models and their bases the prompts of the validation files, with --ask-old the old models too, and write a
+    /// report for each.
     #[arg(long)]
     compare: bool,
     /// Train on this base model of the server; with OLD= only the jobs on that old base, the job of that id, or the one
     /// that made the model of that name.
     #[arg(long = "base", value_name = "[OLD=]LOCAL")]
     bases: Vec<BaseChoice>,
+    #[command(flatten)]
+    specialists: SpecialistOptions,
     /// Give up after this many seconds without an answer from the account or the server.
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     patience: u64,
@@ -105,6 +108,8 @@ struct Move<'a> {
     account: Option<&'a Account>,
     /// Which local base takes the place of which old one.
     bases: &'a Bases,
+    /// How models are trained anew and compared.
+    options: &'a SpecialistOptions,
 }
 
 impl OpenaiOptions {
@@ -123,7 +128,8 @@ impl OpenaiOptions {
         carry::carry(&folder, &mut ledger, &local).await?;
         let bases = Bases::new(self.bases);
         let account = account.as_ref();
-        let mut work = Move { folder: &folder, ledger: &mut ledger, local: &local, account, bases: &bases };
+        let (bases, options) = (&bases, &self.specialists);
+        let mut work = Move { folder: &folder, ledger: &mut ledger, local: &local, account, bases, options };
         if self.retrain {
             specialists::retrain(&mut work).await?;
         }

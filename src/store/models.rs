@@ -125,7 +125,8 @@ impl Store {
 
     /// Returns those of the names that are fine-tuned models of any organisation.
     pub async fn taken_model_names(&self, names: &[&str]) -> Result<Vec<String>> {
-        let taken = sqlx::query_scalar("select distinct name from fine_tuned_models where name = any($1) order by name");
+        let taken =
+            sqlx::query_scalar("select distinct name from fine_tuned_models where name = any($1) order by name");
         Ok(taken.bind(names).fetch_all(&self.pool).await?)
     }
 
