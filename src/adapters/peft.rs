@@ -16,6 +16,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::adapters::peft::experts::{ParameterUpdate, parameter_names, parameter_updates};
 use crate::adapters::peft::host::HostAdapter;
 use crate::adapters::pieces::Pieces;
 use crate::adapters::{Error, Result};
@@ -54,11 +55,12 @@ fn name(weights: Sha256, config: &[u8]) -> String {
 
 /// Writes `adapter`, trained on the model `base`, as PEFT files. The same adapter gives the same bytes.
 pub fn write(adapter: &Adapter, base: &str) -> Result<PeftFiles> {
-    let pairs = adapter.wholes(|module| vec![*module])?;
+    let (pairs, of_experts) = (adapter.linear_wholes(|module| vec![*module])?, parameter_updates(adapter)?);
+    let linear = pairs.iter().map(|(path, pair)| (path, &pair.a, &pair.b));
     let mut tensors = Vec::new();
-    for (path, pair) in &pairs {
-        tensors.push((format!("{PREFIX}{path}.lora_A.weight"), pair.a.dims2()?, bytes(&pair.a)?));
-        tensors.push((format!("{PREFIX}{path}.lora_B.weight"), pair.b.dims2()?, bytes(&pair.b)?));
+    for (path, a, b) in linear.chain(of_experts.iter().map(|update| (&update.module, &update.a, &update.b))) {
+        tensors.push((format!("{PREFIX}{path}.lora_A.weight"), a.dims2()?, bytes(a)?));
+        tensors.push((format!("{PREFIX}{path}.lora_B.weight"), b.dims2()?, bytes(b)?));
     }
     let mut views = Vec::with_capacity(tensors.len());
     for (name, (rows, columns), data) in &tensors {
@@ -70,7 +72,7 @@ pub fn write(adapter: &Adapter, base: &str) -> Result<PeftFiles> {
     let metadata = [("format".to_string(), "pt".to_string())].into();
     let weights = safetensors::serialize(views, Some(metadata))
         .map_err(|error| Error::Internal(format!("write adapter_model.safetensors: {error}")))?;
-    Ok(PeftFiles { config: write_config(adapter, &pairs, base)?, weights })
+    Ok(PeftFiles { config: write_config(adapter, &pairs, &of_experts, base)?, weights })
 }
 
 fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
@@ -95,12 +97,21 @@ fn is_regular(layer: &LoraLayer, modules: &[Module], names: &[&str]) -> bool {
 }
 
 /// Writes `adapter_config.json`: one rank and one alpha if the adapter has one of each, which is all that some readers
-/// understand, else patterns for the others; layers by module, or by full name if blocks differ in their layers.
-fn write_config(adapter: &Adapter, pairs: &[(String, LoraPair)], base: &str) -> Result<Vec<u8>> {
+/// understand, else patterns for the others; layers by module, or by full name if blocks differ in their layers; the
+/// parameters of experts, if it changes some, in the same way.
+fn write_config(
+    adapter: &Adapter,
+    pairs: &[(String, LoraPair)],
+    of_experts: &[ParameterUpdate],
+    base: &str,
+) -> Result<Vec<u8>> {
     let mut scalings = Vec::new();
     for (path, pair) in pairs {
         let rank = pair.a.dim(0)?;
         scalings.push((path.clone(), rank, alpha(pair.scale, rank)));
+    }
+    for ParameterUpdate { path, scaling: (rank, scale), .. } in of_experts {
+        scalings.push((path.clone(), *rank, alpha(*scale, *rank)));
     }
     let Some(&(_, rank, alpha)) = scalings.first() else {
         return Err(Error::Internal("an adapter without layers cannot be written".into()));
@@ -123,8 +134,8 @@ fn write_config(adapter: &Adapter, pairs: &[(String, LoraPair)], base: &str) -> 
     let is_whole = |layer| is_regular(layer, adapter.names.modules, &modules);
     let regular = !is_ambiguous && adapter.layers.iter().all(is_whole);
     let target_modules =
-        if regular { json!(modules) } else { scalings.iter().map(|scaling| json!(scaling.0)).collect() };
-    let config = json!({
+        if regular { json!(modules) } else { pairs.iter().map(|(path, _)| json!(path)).collect() };
+    let mut config = json!({
         "peft_type": "LORA",
         "task_type": if adapter.names.blocks == "model.layers" { json!("CAUSAL_LM") } else { Value::Null },
         "base_model_name_or_path": base,
@@ -145,6 +156,11 @@ fn write_config(adapter: &Adapter, pairs: &[(String, LoraPair)], base: &str) -> 
         "layers_to_transform": null,
         "layers_pattern": null,
     });
+    if !of_experts.is_empty() {
+        config["target_parameters"] = json!(parameter_names(adapter, of_experts));
+        // The first one of this form, which readers tell by it.
+        config["peft_version"] = json!(experts::VERSION);
+    }
     serde_json::to_vec_pretty(&config).map_err(|error| Error::Internal(format!("write adapter_config.json: {error}")))
 }
 

@@ -26,6 +26,7 @@ fn settings() -> TrainSettings {
         adam: AdamSettings { weight_decay: 0.01, ..AdamSettings::default() },
         clip: 1.0,
         sites: Site::USUAL.to_vec(),
+        experts: false,
         dropout: 0.0,
         patience: 0,
         keep_best: false,

@@ -67,7 +67,7 @@ def tidy(folder):
 
 
 def make_stacked(folder, family, settings, seed):
-    """Write an adapter as PEFT saves it, with its logits, loss and gradients."""
+    """Write an adapter as PEFT saves it, with its logits, loss and gradients, and a training run of its shape."""
     model = load(family)
     ids = load_file(base.DEFAULT_OUT / family / "reference.safetensors")["input_ids"]
     base_logits = base.forward(model, ids)["logits"]
@@ -87,6 +87,10 @@ def make_stacked(folder, family, settings, seed):
     effect = (logits["logits"] - base_logits).abs().mean().item()
     print(f"  the adapter moves the logits by {effect:.2f} on average; loss {gradients['loss']:.6f}")
     assert effect > 0.1
+    init, curve = base.make_training_run(model, base.FAMILIES[family], batch, seed + 2)
+    print("  losses:", " ".join(f"{x:.4f}" for x in curve["losses"]))
+    assert curve["losses"][-1] < curve["losses"][0] - 0.2
+    base.set_adapter(model, adapter)
 
     shutil.rmtree(folder, ignore_errors=True)
     model.peft_config["default"].base_model_name_or_path = family
@@ -104,6 +108,7 @@ def make_stacked(folder, family, settings, seed):
         **gradients,
     }
     save_file(reference, folder / "reference.safetensors")
+    save_file({**{f"init.{n}": v for n, v in init.items()}, **curve}, folder / "curve.safetensors")
 
 
 def make_single(folder, family, seed):

@@ -266,7 +266,7 @@ impl ModelConfig {
             Some(_) => self.blocks_name.strip_prefix("model.").unwrap_or(self.blocks_name),
             None => self.blocks_name,
         };
-        BlockNames { blocks, modules: self.modules }
+        BlockNames { blocks, modules: self.modules, experts_interleaved: self.experts.is_some_and(|experts| experts.biases) }
     }
 
     /// Returns the names that PEFT's files may have for the layers of the blocks: the usual ones, and those of code that
@@ -274,7 +274,7 @@ impl ModelConfig {
     pub fn adapter_names(&self) -> impl Iterator<Item = BlockNames> {
         let renamed = self.encoder.as_ref().and_then(|encoder| encoder.renamed).map(|renamed| {
             let blocks = if self.has_label_head { renamed.blocks_beside_head } else { renamed.blocks };
-            BlockNames { blocks, modules: renamed.modules }
+            BlockNames { blocks, modules: renamed.modules, experts_interleaved: false }
         });
         std::iter::once(self.block_names()).chain(renamed)
     }
@@ -283,6 +283,11 @@ impl ModelConfig {
     pub fn modules_of(&self, block: usize) -> impl Iterator<Item = &'static Module> + use<> {
         let convolves = self.convolution_of(block).is_some();
         self.modules.iter().filter(move |module| is_there(module, convolves))
+    }
+
+    /// Returns the parameters with the layers of all experts of a block that adapters can change; none without experts.
+    pub fn expert_modules(&self) -> &'static [Module] {
+        if self.experts.is_some() { &sites::EXPERTS } else { &[] }
     }
 
     /// Returns true if `block` has the layer `module`: in some models, blocks differ.

@@ -4,6 +4,7 @@
 //! "LoRA: Low-Rank Adaptation of Large Language Models", Hu et al., 2021.
 
 pub mod adapter;
+pub mod experts;
 pub mod layout;
 pub mod modules;
 pub mod pointers;
@@ -78,6 +79,11 @@ impl LoraLayer {
         }
         self.experts[expert][part] = Some(pair);
         Ok(())
+    }
+
+    /// Returns the number of the last expert with an update, counted from 1; 0 if none has one.
+    pub fn expert_count(&self) -> usize {
+        self.experts.len()
     }
 
     /// Returns true if an expert has an update.

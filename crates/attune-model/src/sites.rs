@@ -97,6 +97,8 @@ pub struct BlockNames {
     pub blocks: &'static str,
     /// Layers of a block.
     pub modules: &'static [Module],
+    /// True if the outputs of an expert's gate and up take turns in files: even ones are the gate's.
+    pub experts_interleaved: bool,
 }
 
 impl BlockNames {
@@ -117,8 +119,16 @@ pub const PLAIN: [Module; 7] = [
     Module::new("mlp.down_proj", &[Site::Down]),
 ];
 
-/// The layers of attention, of families with experts in the place of the MLP: adapters change neither experts nor router.
+/// The layers of attention, of families with experts in the place of the MLP: the linear layers that they have beside
+/// [`EXPERTS`], and their routers, which adapters never change.
 pub const ATTENTION: [Module; 4] = [PLAIN[0], PLAIN[1], PLAIN[2], PLAIN[3]];
+
+/// The parameters that hold a layer of all experts of a block, or two, in the order in which PEFT wraps them. PEFT names
+/// them in `target_parameters`, and takes none of them for linear layers.
+pub const EXPERTS: [Module; 2] = [
+    Module::new("mlp.experts.gate_up_proj", &[Site::Gate, Site::Up]),
+    Module::new("mlp.experts.down_proj", &[Site::Down]),
+];
 
 /// The layers of a block of Phi-3.
 pub const FUSED: [Module; 4] = [

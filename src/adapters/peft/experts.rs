@@ -1,10 +1,12 @@
 //! Updates of experts in the files of an adapter. PEFT's `target_parameters` have one pair of matrices for all experts of
 //! a block, of `mlp.experts.gate_up_proj` and of `mlp.experts.down_proj`; adapters that were trained with transformers 4
-//! have a pair for each layer of each expert, which PEFT loads as well. Called by [`super::host`].
+//! have a pair for each layer of each expert, which PEFT loads as well. Read for [`super::host`]; written, as
+//! `target_parameters`, for [`super::write`].
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use candle_core::{DType, Device, Tensor};
 
 use super::config::PeftConfig;
 use super::matrix::{Matrix, Update};
@@ -13,37 +15,27 @@ use crate::adapters::Result;
 use crate::adapters::pieces::{Pieces, parts};
 use crate::model::ModelConfig;
 use crate::model::config::ExpertsConfig;
-use crate::model::lora::Site;
+use crate::model::lora::modules::{EXPERTS, Module};
+use crate::model::lora::{Adapter, LoraPair, Site};
 
 /// The module whose parameters hold the experts, as PEFT names it in every family.
-const EXPERTS: &str = "mlp.experts";
+const WRAPPED: &str = "mlp.experts";
 /// First version of PEFT whose A takes the inputs of an expert and not its outputs, in every family.
 const INPUTS_FIRST: (u32, u32) = (0, 19);
+/// The same in full, for the files that are written here.
+pub(super) const VERSION: &str = "0.19.0";
 
 /// A and B of one place.
 type Halves = [Option<Matrix>; 2];
 
-/// A parameter that holds a layer of all experts, or two.
-struct Stack {
-    name: &'static str,
-    sites: &'static [Site],
-}
-
-/// The parameters of experts, in the order in which PEFT wraps them: each wrapper stands around those before it.
-const STACKS: [Stack; 2] =
-    [Stack { name: "gate_up_proj", sites: &[Site::Gate, Site::Up] }, Stack { name: "down_proj", sites: &[Site::Down] }];
-
-impl Stack {
-    /// Returns the outputs and inputs of an expert.
-    fn shape(&self, hidden: usize, experts: &ExpertsConfig) -> (usize, usize) {
-        let width = experts.intermediate_size;
-        if self.sites.len() == 2 { (2 * width, hidden) } else { (hidden, width) }
-    }
-
-    /// Returns where the file has the output `output` of gate and up, one behind the other: gpt-oss lets them take turns.
-    fn stored_output(&self, output: usize, experts: &ExpertsConfig) -> usize {
-        let width = experts.intermediate_size;
-        if self.sites.len() == 2 && experts.biases { 2 * (output % width) + output / width } else { output }
+/// Returns where files have the output `output` of an expert's layers, which are one behind the other: in gpt-oss, those
+/// of gate and up take turns.
+fn stored_output(module: &Module, output: usize, outputs: usize, interleaved: bool) -> usize {
+    if module.sites.len() == 2 && interleaved {
+        let each = outputs / 2;
+        2 * (output % each) + output / each
+    } else {
+        output
     }
 }
 
@@ -101,18 +93,18 @@ impl ExpertHalves {
         }
         let mut updates = Vec::new();
         for block in 0..model.num_hidden_layers {
-            let path = |stack: &Stack| format!("model.layers.{block}.{EXPERTS}.{}", stack.name);
-            let targets: Vec<&Stack> = STACKS.iter().filter(|stack| config.changes_parameter(&path(stack))).collect();
+            let path = |module: &Module| format!("model.layers.{block}.{}", module.path);
+            let targets: Vec<&Module> = EXPERTS.iter().filter(|module| config.changes_parameter(&path(module))).collect();
             // The last one is the outermost.
-            for (stack, inner) in targets.into_iter().rev().zip([false, true]) {
+            for (module, inner) in targets.into_iter().rev().zip([false, true]) {
                 let Some(halves) = self.stacks.remove(&(block, inner)) else {
                     return Err(refuse(format_args!(
                         "target_parameters names `{}`, for which there are no tensors",
-                        path(stack)
+                        path(module)
                     )));
                 };
                 let [a, b] = both(&format!("model.layers.{block}.{}", wrapper(inner)), halves)?;
-                let found = Found { stack, path: path(stack), name: wrapper(inner), block, a, b };
+                let found = Found { module, path: path(module), name: wrapper(inner), block, a, b };
                 updates.extend(found.updates(config, model, experts, max_rank, weights, pieces)?);
             }
         }
@@ -186,9 +178,9 @@ impl ExpertHalves {
     }
 }
 
-/// A and B of a stack, and where they were found.
+/// A and B of a parameter, and where they were found.
 struct Found<'a> {
-    stack: &'a Stack,
+    module: &'a Module,
     /// Name of the parameter in the model.
     path: String,
     /// Name of PEFT's module in its block.
@@ -209,9 +201,9 @@ impl Found<'_> {
         weights: &mut Bytes,
         pieces: &mut Pieces<'_>,
     ) -> Result<Vec<Update>> {
-        let Self { stack, path, name, block, .. } = self;
+        let Self { module, path, name, block, .. } = self;
         let (rank, scale) = config.scaling(path, max_rank)?;
-        let (out, input) = stack.shape(model.hidden_size, experts);
+        let (out, input) = experts.shape(module, model.hidden_size);
         let (count, all) = (experts.count, experts.count * rank);
         // gpt-oss has its matrices the other way round, which older versions took for the rule.
         let may_be_old = !experts.biases && config.is_before(INPUTS_FIRST);
@@ -226,13 +218,14 @@ impl Found<'_> {
         let b = self.b.checked(&named('B'), (out, all))?;
         let sizes = Sizes { experts: count, out, rank, value: b.dtype.bitsize() / 8 };
         let mut file: Vec<u8> = std::mem::take(weights).into();
-        gather(&mut file[b.bytes.clone()], sizes, |output| stack.stored_output(output, experts), pieces);
+        let stored = |output| stored_output(module, output, out, experts.biases);
+        gather(&mut file[b.bytes.clone()], sizes, stored, pieces);
         *weights = file.into();
         let b = Matrix { shape: (count * out, rank), ..b };
-        let each = out / stack.sites.len();
+        let each = out / module.sites.len();
         let updates = (0..count).flat_map(|expert| {
             let (a, b) = (&a, &b);
-            stack.sites.iter().enumerate().map(move |(part, site)| {
+            module.sites.iter().enumerate().map(move |(part, site)| {
                 let first = expert * out + part * each;
                 let a = a.rows(expert * rank..(expert + 1) * rank);
                 Update { block: *block, expert: Some(expert), site: *site, scale, a, b: b.rows(first..first + each) }
@@ -275,9 +268,65 @@ fn gather(bytes: &mut [u8], sizes: Sizes, stored: impl Fn(usize) -> usize, piece
     }
 }
 
+/// The update of a parameter that holds a layer of all experts of a block.
+pub(super) struct ParameterUpdate {
+    /// Name of the parameter, such as `model.layers.0.mlp.experts.down_proj`.
+    pub path: String,
+    /// Name of PEFT's module for it.
+    pub module: String,
+    /// Rank and scale of each expert's update.
+    pub scaling: (usize, f32),
+    /// A, `[experts · rank, in]`.
+    pub a: Tensor,
+    /// B, `[out, rank · experts]`.
+    pub b: Tensor,
+}
+
+/// Returns the updates of experts as files have them.
+pub(super) fn parameter_updates(adapter: &Adapter) -> Result<Vec<ParameterUpdate>> {
+    let mut updates = Vec::new();
+    for (block, layer) in adapter.layers.iter().enumerate() {
+        let mut changed = Vec::new();
+        for module in &EXPERTS {
+            changed.extend(layer.whole_of_experts(module)?.map(|pair| (module, pair)));
+        }
+        // The last one is the outermost.
+        for ((module, LoraPair { a, b, scale }), inner) in changed.into_iter().rev().zip([false, true]) {
+            let (experts, (rows, rank)) = (layer.expert_count(), b.dims2()?);
+            let out = rows / experts;
+            let values = b.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+            let mut scattered = vec![0.0; values.len()];
+            for (row, values) in values.chunks_exact(rank).enumerate() {
+                let stored = stored_output(module, row % out, out, adapter.names.experts_interleaved);
+                for (column, value) in values.iter().enumerate() {
+                    scattered[(stored * rank + column) * experts + row / out] = *value;
+                }
+            }
+            updates.push(ParameterUpdate {
+                path: adapter.names.path(block, module.path),
+                module: adapter.names.path(block, wrapper(inner)),
+                scaling: (rank, scale),
+                a,
+                b: Tensor::from_vec(scattered, (out, rank * experts), &Device::Cpu)?,
+            });
+        }
+    }
+    Ok(updates)
+}
+
+/// Returns the names of the changed parameters for `target_parameters`: of the module alone if all blocks are changed
+/// in the same ones, else in full.
+pub(super) fn parameter_names(adapter: &Adapter, updates: &[ParameterUpdate]) -> Vec<String> {
+    let of = |module: &Module| updates.iter().filter(|update| update.path.ends_with(module.path)).count();
+    if EXPERTS.iter().all(|module| [0, adapter.layers.len()].contains(&of(module))) {
+        return EXPERTS.iter().filter(|module| of(module) > 0).map(|module| module.path.to_owned()).collect();
+    }
+    updates.iter().map(|update| update.path.clone()).collect()
+}
+
 /// Returns the name in its block of PEFT's module around the experts, or of the one inside of it.
 fn wrapper(inner: bool) -> &'static str {
-    if inner { "mlp.experts.base_layer" } else { EXPERTS }
+    if inner { "mlp.experts.base_layer" } else { WRAPPED }
 }
 
 /// Layers of an expert, in the order of the names of [`single`].
@@ -288,7 +337,7 @@ const SITES: [Site; 3] = [Site::Gate, Site::Up, Site::Down];
 fn single(model: &ModelConfig) -> Option<(&'static str, [&'static str; 3])> {
     match model.family {
         "mixtral" => Some(("block_sparse_moe.experts", ["w1", "w3", "w2"])),
-        "qwen3_moe" | "olmoe" => Some((EXPERTS, ["gate_proj", "up_proj", "down_proj"])),
+        "qwen3_moe" | "olmoe" => Some((WRAPPED, ["gate_proj", "up_proj", "down_proj"])),
         _ => None,
     }
 }
@@ -338,26 +387,13 @@ mod tests {
         let stored: Vec<u8> = (0..4 * 2 * 3).map(|at| (at / 6) * 64 + (at / 3 % 2) * 16 + at % 3).collect();
         let sizes = Sizes { experts: 3, out: 4, rank: 2, value: 1 };
         let mut at_once = |_| {};
-        for (sites, outputs) in [(&STACKS[0], [0, 2, 1, 3]), (&STACKS[1], [0, 1, 2, 3])] {
-            let experts = ExpertsConfig { biases: true, intermediate_size: 2, ..any() };
+        for (module, outputs) in [(&EXPERTS[0], [0, 2, 1, 3]), (&EXPERTS[1], [0, 1, 2, 3])] {
             let mut bytes = stored.clone();
-            gather(&mut bytes, sizes, |output| sites.stored_output(output, &experts), &mut Pieces::new(&mut at_once));
+            let place = |output| stored_output(module, output, 4, true);
+            gather(&mut bytes, sizes, place, &mut Pieces::new(&mut at_once));
             let expected =
                 (0..3).flat_map(|expert| outputs.map(|output| [0, 16].map(|row| output * 64 + row + expert)));
             assert_eq!(bytes, expected.flatten().collect::<Vec<u8>>());
-        }
-    }
-
-    fn any() -> ExpertsConfig {
-        use crate::model::config::Glu;
-        use crate::model::kernels::Activation;
-        ExpertsConfig {
-            count: 3,
-            chosen: 1,
-            intermediate_size: 2,
-            normalized: true,
-            glu: Glu::Gated(Activation::Silu),
-            biases: false,
         }
     }
 }

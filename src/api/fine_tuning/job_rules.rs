@@ -17,7 +17,7 @@ use crate::datasets::parse::shorten;
 use crate::jobs::queue::Admission;
 use crate::jobs::{Job, JobApi, JobSpec};
 use crate::store;
-use crate::train::settings::{max_sequence_tokens, target_modules};
+use crate::train::settings::{check_experts, max_sequence_tokens, target_modules};
 
 /// Bytes of the name of a model that a job may ask for; no model has a longer one.
 const MAX_MODEL_NAME: usize = 4096;
@@ -119,6 +119,7 @@ async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Resu
         }
         max_sequence_tokens(&spec.hyperparameters, &entry.model.config)?;
         target_modules(&spec.hyperparameters, &entry.model.config)?;
+        check_experts(&spec.hyperparameters, &entry.model.config, entry.model.decoder.kernels())?;
     }
     if let Some((param, file)) = spec.input_file() {
         check_file(state, caller, param, file).await?;

@@ -5,8 +5,8 @@ use attune_train::FileFault;
 
 use crate::datasets::{DatasetReport, Purpose};
 use crate::jobs::{Error, Result};
-use crate::model::lora::modules::names;
-use crate::model::lora::{Adapter, Site};
+use crate::model::lora::modules::{EXPERTS, names};
+use crate::model::lora::{Adapter, LoraLayer, Site};
 use crate::train::Trainer;
 use crate::train::hyperparameters::{ALL_LINEAR, Classification, Hyperparameters};
 
@@ -47,12 +47,7 @@ pub(super) fn check_told_apart(trainer: &Trainer, training: &DatasetReport) -> R
 
 /// Copies rank, alpha and layers of a continued adapter into the settings; refuses a request for others.
 pub(super) fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters, initial: &Adapter) -> Result<()> {
-    if initial.changes_experts() {
-        let message = "the model to continue changes experts, which are served but not trained further: take a base model, or a \
-                       model that changes attention alone";
-        return Err(setting("model", message));
-    }
-    let pair = initial.layers.iter().flat_map(|layer| Site::ALL.map(|site| layer.get(site))).flatten().next();
+    let pair = initial.layers.iter().flat_map(LoraLayer::pairs).next();
     let pair = pair.ok_or_else(|| Error::Internal("the adapter to continue has no layers".into()))?;
     let rank = pair.a.dim(0)? as u32;
     if let Some(other) = asked.rank.filter(|other| *other != rank) {
@@ -70,6 +65,8 @@ pub(super) fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters
     }
     let has = |site: &Site| initial.layers.iter().any(|layer| layer.get(*site).is_some());
     let modules = initial.names.modules.iter().filter(|module| module.sites.iter().any(has));
+    let of_expert = |site: &Site| initial.layers.iter().any(|layer| layer.expert(0, *site).is_some());
+    let modules = modules.chain(EXPERTS.iter().filter(|module| module.sites.iter().any(of_expert)));
     let modules: Vec<String> = names(modules).into_iter().map(str::to_owned).collect();
     let is_all = modules == names(initial.names.modules);
     let is_same = |other: &Vec<String>| *other == modules || (is_all && *other == [ALL_LINEAR]);

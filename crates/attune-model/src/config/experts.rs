@@ -2,6 +2,7 @@
 
 use super::fields::Fields;
 use crate::forms::Activation;
+use crate::sites::{Module, Site};
 
 /// The experts that take the place of every block's MLP.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -69,6 +70,19 @@ pub(super) struct ExpertDefaults {
 }
 
 impl ExpertsConfig {
+    /// Returns `(out, in)` of an expert's layer at `site`, one of gate, up and down, in a model with hidden states of
+    /// `hidden_size`.
+    pub fn site_shape(&self, site: Site, hidden_size: usize) -> (usize, usize) {
+        let width = self.intermediate_size;
+        if site == Site::Down { (hidden_size, width) } else { (width, hidden_size) }
+    }
+
+    /// Returns `(out, in)` of an expert's part of `module`, one of [`EXPERTS`](crate::sites::EXPERTS).
+    pub fn shape(&self, module: &Module, hidden_size: usize) -> (usize, usize) {
+        let shapes = module.sites.iter().map(|site| self.site_shape(*site, hidden_size));
+        shapes.reduce(|(out, input), (more, _)| (out + more, input)).unwrap_or_default()
+    }
+
     /// Reads the fields of a family with experts, and refuses by name those that the decoder does not apply.
     pub(super) fn parse(fields: &Fields, defaults: ExpertDefaults, activation: Activation) -> Result<Self, String> {
         refuse_unknown(fields)?;

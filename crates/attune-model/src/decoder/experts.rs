@@ -59,6 +59,11 @@ pub struct ExpertActivations {
 }
 
 impl Experts {
+    /// Returns the number of the block, from 0.
+    pub fn block(&self) -> usize {
+        self.block
+    }
+
     /// Returns the router.
     pub fn router(&self) -> &Linear {
         &self.router

@@ -30,7 +30,7 @@ pub type AdapterLease = Arc<Adapter>;
 impl Adapter {
     /// Makes the generation `id` of these updates, one entry per decoder block, of a model with a layer for each site.
     pub fn new(id: String, layers: Vec<LoraLayer>) -> Self {
-        Self::of_blocks(id, layers, BlockNames { blocks: "model.layers", modules: &PLAIN })
+        Self::of_blocks(id, layers, BlockNames { blocks: "model.layers", modules: &PLAIN, experts_interleaved: false })
     }
 
     /// Makes the same of a model whose files name the layers of its blocks so.
@@ -85,15 +85,20 @@ impl Adapter {
 
     /// Returns the update of each layer as a whole, with the layer's name, such as `model.layers.0.self_attn.q_proj`.
     /// `stored` returns the layers that a checkpoint has in the place of one. An error if there are updates of experts,
-    /// which are served alone.
+    /// which only PEFT's files have.
     pub fn wholes(&self, stored: impl Fn(&Module) -> Vec<Module>) -> Result<Vec<(String, LoraPair)>> {
         if self.changes_experts() {
             return Err(Error::Setup(
-                "this adapter changes experts: it is served, but neither written in another form nor added to a model's \
-                 weights; take its files as they were loaded"
+                "this adapter changes experts: it is neither written in another form than PEFT's nor added to a model's \
+                 weights; take its files"
                     .into(),
             ));
         }
+        self.linear_wholes(stored)
+    }
+
+    /// Does the same without the updates of experts.
+    pub fn linear_wholes(&self, stored: impl Fn(&Module) -> Vec<Module>) -> Result<Vec<(String, LoraPair)>> {
         let modules: Vec<Module> = self.names.modules.iter().flat_map(stored).collect();
         let mut wholes = Vec::new();
         for (index, layer) in self.layers.iter().enumerate() {

@@ -9,7 +9,7 @@ use std::ops::Range;
 use candle_core::Tensor;
 
 use super::{LoraLayer, LoraPair, Site};
-pub use crate::sites::{ATTENTION, BlockNames, FUSED, KNOWN, Module, PLAIN, first_site, names};
+pub use crate::sites::{ATTENTION, BlockNames, EXPERTS, FUSED, KNOWN, Module, PLAIN, first_site, names};
 use crate::{Error, ModelConfig, Result};
 
 impl Module {

@@ -4,6 +4,7 @@
 
 mod block;
 mod experts;
+mod low_rank;
 
 use candle_core::Tensor;
 
@@ -103,9 +104,6 @@ pub(super) fn gradients_from_hidden<T>(
     scale: f64,
     head: impl FnOnce(&Tensor) -> Result<(T, Tensor)>,
 ) -> Result<(T, Gradients)> {
-    if adapter.changes_experts() {
-        return Err(Error::Internal("updates of experts have no gradients".into()));
-    }
     let PassOptions { dropout, recomputation, mut pace } = manner;
     let context = TrainContext { dropout, ..TrainContext::new(decoder, Some(adapter), batch)? };
     let mut x = decoder.embed(&batch.tokens, &context.places)?; // [rows, hidden]

@@ -210,7 +210,10 @@ impl TrainingMemory {
         let hidden = config.hidden_size as u64;
         let element = model.decoder.activation_dtype().size_in_bytes() as u64;
         let blocks: Vec<_> = (0..config.num_hidden_layers)
-            .map(|block| ActivationSizes::of(config, config.convolution_of(block).is_some(), recomputation))
+            .map(|block| {
+                let convolves = config.convolution_of(block).is_some();
+                ActivationSizes::of(config, settings, convolves, recomputation)
+            })
             .collect();
         let kept: u64 = blocks.iter().map(|block| block.kept).sum();
         let at_once = blocks.iter().map(|block| block.again + block.backward).max().unwrap_or(0);
@@ -260,9 +263,9 @@ struct ActivationSizes {
 
 impl ActivationSizes {
     /// Counts them as listed in `decoder::Activations`.
-    fn of(config: &ModelConfig, convolves: bool, recomputation: Recomputation) -> Self {
+    fn of(config: &ModelConfig, settings: &TrainSettings, convolves: bool, recomputation: Recomputation) -> Self {
         let hidden = config.hidden_size as u64;
-        let mlp = MlpSizes::of(config);
+        let mlp = MlpSizes::of(config, settings);
         let mixer = if convolves { MixerSizes::of_convolution(hidden) } else { MixerSizes::of_attention(config) };
         // Both normed inputs; both branches before the norms behind them.
         let norms = [true, false].map(|of_attention| config.norm_places.names(of_attention));
@@ -324,7 +327,7 @@ struct MlpSizes {
 }
 
 impl MlpSizes {
-    fn of(config: &ModelConfig) -> Self {
+    fn of(config: &ModelConfig, settings: &TrainSettings) -> Self {
         let Some(experts) = &config.experts else {
             // gate, up; gated; dgated, dgate, dup.
             let intermediate = config.intermediate_size as u64;
@@ -332,12 +335,14 @@ impl MlpSizes {
         };
         let (count, chosen) = (experts.count as u64, experts.chosen as u64);
         let (width, hidden) = (experts.intermediate_size as u64, config.hidden_size as u64);
+        // x of each expert; products of x and dy with A and B, and these with their weights.
+        let of_updates = if settings.adapts_experts() { hidden + 12 * settings.rank as u64 } else { 0 };
         Self {
             // gate, up; probabilities; weights, and four tables of indices.
             products: 2 * chosen * width + count + 5 * chosen,
             cheap: 0,
             // gated, its gradient twice, dgate, dup; dy and dx of each expert, and these once more, sorted by expert.
-            backward: chosen * (5 * width + 3 * hidden) + count,
+            backward: chosen * (5 * width + 3 * hidden + of_updates) + count,
         }
     }
 }

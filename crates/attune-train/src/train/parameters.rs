@@ -11,19 +11,22 @@ use crate::train::backward::Gradients;
 use crate::train::settings::TrainSettings;
 use crate::{Error, Result};
 use attune_model::ModelConfig;
-use attune_model::lora::modules::{BlockNames, Module};
+use attune_model::lora::experts::ExpertShape;
+use attune_model::lora::modules::{BlockNames, EXPERTS, Module};
 use attune_model::lora::{Adapter, LoraLayer, LoraPair, Site};
 
-/// Position and shape of one adapted layer.
+/// Position and shape of one adapted layer, or of one layer of all experts of a block.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParameterSpan {
     /// Index of the decoder block.
     pub layer: usize,
-    /// Linear layer in the block.
+    /// Layer in the block: one of the model's linear ones, or one of [`EXPERTS`].
     pub module: Module,
-    /// Rank of the pair.
+    /// Number of experts, whose A and B stand one after the other; `None` for a linear layer.
+    pub experts: Option<usize>,
+    /// Rank of the pair, or of each expert's.
     pub rank: usize,
-    /// Rows of B, of each of the layer's sites in turn.
+    /// Rows of B, of each of the layer's sites in turn; those of one expert.
     pub outputs: Vec<usize>,
     /// Columns of A.
     pub input: usize,
@@ -32,20 +35,41 @@ pub struct ParameterSpan {
 }
 
 impl ParameterSpan {
-    /// Returns the rows of B.
-    pub fn output(&self) -> usize {
-        self.outputs.iter().sum()
+    /// Returns the shapes of A and B.
+    pub fn shapes(&self) -> [(usize, usize); 2] {
+        let output: usize = self.outputs.iter().sum();
+        let copies = self.experts.unwrap_or(1);
+        [(copies * self.rank, self.input), (copies * output, self.rank)]
     }
 
     /// Returns the layer's part of `gradients`: those of its sites put together as the parameters are.
     pub fn gradient(&self, gradients: &Gradients) -> Result<LoraPair> {
-        let pair = gradients.get(self.layer).map(|layer| layer.whole_gradient(&self.module)).transpose()?.flatten();
+        let of_layer = |layer: &LoraLayer| match self.expert_shape() {
+            Some(shape) => layer.gradient_of_experts(&self.module, shape),
+            None => layer.whole_gradient(&self.module),
+        };
+        let pair = gradients.get(self.layer).map(of_layer).transpose()?.flatten();
         let pair =
             pair.ok_or_else(|| Error::Internal(format!("no gradient for {} {}", self.layer, self.module.path)))?;
-        if pair.a.dims() != [self.rank, self.input] || pair.b.dims() != [self.output(), self.rank] {
+        let [a, b] = self.shapes();
+        if pair.a.dims2()? != a || pair.b.dims2()? != b {
             return Err(Error::Internal("a gradient has another shape than its parameter".into()));
         }
         Ok(pair)
+    }
+
+    /// Returns the shape of an expert's part; `None` for a linear layer.
+    fn expert_shape(&self) -> Option<ExpertShape> {
+        let (rank, output, input) = (self.rank, self.outputs.iter().sum(), self.input);
+        self.experts.map(|count| ExpertShape { count, rank, output, input })
+    }
+
+    /// Puts `pair` to its place in the block's updates.
+    fn set(&self, layer: &mut LoraLayer, pair: &LoraPair) -> Result<()> {
+        Ok(match self.expert_shape() {
+            Some(shape) => layer.set_experts(shape, &self.rows().collect::<Vec<_>>(), pair)?,
+            None => layer.set_whole(self.rows(), pair)?,
+        })
     }
 
     /// Returns the layer's sites, each with its rows of B.
@@ -73,20 +97,32 @@ pub struct Parameters {
 
 impl Parameters {
     /// Creates a new adapter on the layers whose sites the settings name: A uniform within ±1/√in (PEFT's Kaiming
-    /// initialisation with a = √5), B zero, so that the model begins as its base.
+    /// initialisation with a = √5, of experts too), B zero, so that the model begins as its base.
     pub fn fresh(config: &ModelConfig, settings: &TrainSettings) -> Self {
         let TrainSettings { rank, alpha, .. } = *settings;
+        let scale = (alpha / rank as f64) as f32;
         let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
         let (mut places, mut values) = (Vec::new(), Vec::new());
         for layer in 0..config.num_hidden_layers {
-            for module in config.modules_of(layer).filter(|module| is_adapted(module, &settings.sites)) {
-                let (output, input) = module.shape(config);
+            let linear = config.modules_of(layer).map(|module| {
                 let outputs = module.rows(config).map(|(_, rows)| rows.len()).collect();
-                let scale = (alpha / rank as f64) as f32;
-                places.push(ParameterSpan { layer, module: *module, rank, outputs, input, scale });
+                (module, None, outputs, module.shape(config).1)
+            });
+            let of_experts = config.experts.iter().filter(|_| settings.experts).flat_map(|experts| {
+                config.expert_modules().iter().map(|module| {
+                    let shape = |site: &Site| experts.site_shape(*site, config.hidden_size);
+                    let outputs = module.sites.iter().map(|site| shape(site).0).collect();
+                    (module, Some(experts.count), outputs, experts.shape(module, config.hidden_size).1)
+                })
+            });
+            let adapted = linear.chain(of_experts).filter(|(module, ..)| is_adapted(module, &settings.sites));
+            for (module, experts, outputs, input) in adapted {
+                let place = ParameterSpan { layer, module: *module, experts, rank, outputs, input, scale };
+                let [a, b] = place.shapes();
                 let bound = 1.0 / (input as f32).sqrt();
-                values.push((0..rank * input).map(|_| bound * symmetric_unit(&mut random)).collect());
-                values.push(vec![0.0; output * rank]);
+                values.push((0..a.0 * a.1).map(|_| bound * symmetric_unit(&mut random)).collect());
+                values.push(vec![0.0; b.0 * b.1]);
+                places.push(place);
             }
         }
         Self { layers: config.num_hidden_layers, names: config.block_names(), places, values }
@@ -101,7 +137,26 @@ impl Parameters {
                 let (rank, input) = pair.a.dims2()?;
                 let parts = module.sites.iter().filter_map(|site| pairs.get(*site));
                 let outputs = parts.map(|part| part.b.dim(0)).collect::<candle_core::Result<_>>()?;
-                places.push(ParameterSpan { layer, module: *module, rank, outputs, input, scale: pair.scale });
+                let (module, scale) = (*module, pair.scale);
+                places.push(ParameterSpan { layer, module, experts: None, rank, outputs, input, scale });
+                values.push(host(&pair.a)?);
+                values.push(host(&pair.b)?);
+            }
+            for module in EXPERTS {
+                let Some(pair) = pairs.whole_of_experts(&module)? else { continue };
+                let (count, scale) = (pairs.expert_count(), pair.scale);
+                let (rows, input) = pair.a.dims2()?;
+                let parts = module.sites.iter().filter_map(|site| pairs.expert(0, *site));
+                let outputs = parts.map(|part| part.b.dim(0)).collect::<candle_core::Result<_>>()?;
+                places.push(ParameterSpan {
+                    layer,
+                    module,
+                    experts: Some(count),
+                    rank: rows / count,
+                    outputs,
+                    input,
+                    scale,
+                });
                 values.push(host(&pair.a)?);
                 values.push(host(&pair.b)?);
             }
@@ -118,9 +173,9 @@ impl Parameters {
     pub fn adapter_of(&self, mut matrix: impl FnMut(usize, (usize, usize)) -> Result<Tensor>) -> Result<Adapter> {
         let mut layers = vec![LoraLayer::default(); self.layers];
         for (index, place) in self.places.iter().enumerate() {
-            let a = matrix(2 * index, (place.rank, place.input))?;
-            let b = matrix(2 * index + 1, (place.output(), place.rank))?;
-            layers[place.layer].set_whole(place.rows(), &LoraPair { a, b, scale: place.scale })?;
+            let [a, b] = place.shapes();
+            let pair = LoraPair { a: matrix(2 * index, a)?, b: matrix(2 * index + 1, b)?, scale: place.scale };
+            place.set(&mut layers[place.layer], &pair)?;
         }
         Ok(Adapter::of_blocks(String::new(), layers, self.names))
     }
@@ -147,6 +202,7 @@ pub fn add_gradients(sum: &mut Gradients, other: &Gradients) -> Result<()> {
                 sum.set(site, LoraPair { a, b, scale });
             }
         }
+        sum.add_experts(other)?;
     }
     Ok(())
 }

@@ -53,6 +53,9 @@ pub struct TrainSettings {
     pub alpha: f64,
     /// Linear layers that a new adapter changes, in the order of the forward pass.
     pub sites: Vec<Site>,
+    /// True if [`sites`](Self::sites) mean the layers of experts, too, in a model that has some: they are adapted only
+    /// where they are named, since they are no linear layers to PEFT.
+    pub experts: bool,
     /// Passes over the examples.
     pub epochs: usize,
     /// Examples per optimizer step.
@@ -155,6 +158,7 @@ impl TrainSettings {
             rank: rank as usize,
             alpha: if rslora { alpha * f64::from(rank).sqrt() } else { alpha },
             sites: sites(resolved.target_modules.as_deref()),
+            experts: resolved.target_modules.as_ref().is_some_and(|names| *names != [ALL_LINEAR]),
             epochs: resolved.n_epochs.unwrap_or(1) as usize,
             batch_size: resolved.batch_size.unwrap_or(1) as usize,
             learning_rate: resolved.learning_rate.unwrap_or(2e-4) * resolved.learning_rate_multiplier.unwrap_or(1.0),
@@ -179,6 +183,11 @@ impl TrainSettings {
             _ => batch_rows(kernels),
         };
         Self { batch_rows, ..self }
+    }
+
+    /// Returns true if the run changes the experts of a model that has some.
+    pub fn adapts_experts(&self) -> bool {
+        self.experts && [Site::Gate, Site::Down].iter().any(|site| self.sites.contains(site))
     }
 
     /// Counts the warmup steps of a run of `total` steps.
@@ -313,21 +322,40 @@ fn checked_prompt_loss_weight(asked: &Hyperparameters, legacy: bool, texts: bool
     Ok(if texts { 0.0 } else { weight })
 }
 
-/// Returns the names of the model's layers that the adapter changes, in the order of the forward pass. Refuses names
-/// that the model has no layer of: each family's are those of its checkpoints, as in PEFT.
+/// Returns the names of the model's layers that the adapter changes, in the order of the forward pass: all linear ones,
+/// or those that are named, which may be those of experts too. Refuses names that the model has no layer of: each
+/// family's are those of its checkpoints, as in PEFT.
 pub fn target_modules(asked: &Hyperparameters, config: &ModelConfig) -> Result<Vec<String>> {
-    let known = names(config.modules);
     let Some(named) = asked.target_modules.as_deref().filter(|named| *named != [ALL_LINEAR]) else {
-        return Ok(known.into_iter().map(str::to_owned).collect());
+        return Ok(names(config.modules).into_iter().map(str::to_owned).collect());
     };
+    let known = names(config.modules.iter().chain(config.expert_modules()));
     if let Some(other) = named.iter().find(|name| !known.contains(&name.as_str())) {
         let other: String = other.chars().take(MAX_SHOWN).collect();
-        let why = if config.experts.is_some() { "; adapters cannot change its experts" } else { "" };
-        let message = format!("target_modules: '{other}' is none of the model's layers, {}{why}", known.join(", "));
+        let message = format!("target_modules: '{other}' is none of the model's layers, {}", known.join(", "));
         return Err(Error::Setting { name: "target_modules", message });
     }
     let is_named = |name: &&str| named.iter().any(|other| other == name);
     Ok(known.into_iter().filter(is_named).map(str::to_owned).collect())
+}
+
+/// Refuses settings that do not go with an adapter of experts, if `settings` name some: dropout, which PEFT has none of
+/// there, and a GPU, where their gradients are not computed.
+pub fn check_experts(settings: &Hyperparameters, config: &ModelConfig, kernels: &Kernels) -> Result<()> {
+    let named = settings.target_modules.iter().flatten().find(|name| names(config.expert_modules()).contains(&name.as_str()));
+    let Some(named) = named else { return Ok(()) };
+    if settings.lora_dropout.is_some_and(|dropout| dropout > 0.0) {
+        let message = format!("lora_dropout is not applied to experts, which target_modules names by '{named}': leave it out");
+        return Err(Error::Setting { name: "lora_dropout", message });
+    }
+    if !kernels.is_cpu() {
+        let message = format!(
+            "target_modules: '{named}' means the model's experts, which are fine-tuned on the CPU alone and not on a GPU: \
+             name layers of attention"
+        );
+        return Err(Error::Setting { name: "target_modules", message });
+    }
+    Ok(())
 }
 
 /// Returns the sites of the layers with these names; all if there are none.

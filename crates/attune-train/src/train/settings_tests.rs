@@ -99,7 +99,7 @@ fn an_adapter_of_a_fused_layer_changes_all_of_its_sites() {
 }
 
 #[test]
-fn adapters_of_mixtures_of_experts_change_attention_alone() {
+fn adapters_of_mixtures_of_experts_change_attention_alone_unless_experts_are_named() {
     let asked = |names: &[&str]| Hyperparameters {
         target_modules: Some(names.iter().map(|name| (*name).to_owned()).collect()),
         ..Hyperparameters::default()
@@ -111,7 +111,19 @@ fn adapters_of_mixtures_of_experts_change_attention_alone() {
         assert_eq!(target_modules(&asked(&["all-linear"]), &model).unwrap(), attention, "all that there are");
         assert_eq!(target_modules(&asked(&["v_proj"]), &model).unwrap(), ["v_proj"]);
         let refused = target_modules(&asked(&["q_proj", "up_proj"]), &model).unwrap_err().to_string();
-        assert!(refused.contains("up_proj") && refused.contains("experts"), "{refused}");
+        assert!(refused.contains("'up_proj'") && refused.contains("gate_up_proj, down_proj"), "{refused}");
+        let both = target_modules(&asked(&["down_proj", "o_proj", "gate_up_proj"]), &model).unwrap();
+        assert_eq!(both, ["o_proj", "gate_up_proj", "down_proj"]);
+        let adapts = |names: &[&str]| TrainSettings::new(&asked(names), 0).adapts_experts();
+        assert!(adapts(&["down_proj"]) && adapts(&["gate_up_proj"]) && !adapts(&["o_proj"]) && !adapts(&["all-linear"]));
+        let dropped = Hyperparameters { lora_dropout: Some(0.1), ..asked(&["down_proj"]) };
+        let refused = check_experts(&dropped, &model, &Kernels::Cpu).unwrap_err().to_string();
+        assert!(refused.contains("lora_dropout") && refused.contains("'down_proj'"), "{refused}");
+        for fine in [asked(&["down_proj"]), Hyperparameters { lora_dropout: Some(0.1), ..asked(&["o_proj"]) }] {
+            check_experts(&fine, &model, &Kernels::Cpu).unwrap();
+        }
     }
+    let dropped = Hyperparameters { lora_dropout: Some(0.1), ..asked(&["down_proj"]) };
+    check_experts(&dropped, &shape("llama"), &Kernels::Cpu).unwrap();
     assert_eq!(target_modules(&asked(&["up_proj"]), &shape("llama")).unwrap(), ["up_proj"]);
 }

@@ -76,7 +76,8 @@ pub(crate) struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<AutoOr<f64>>,
     /// The linear layers that the adapter changes: `"all-linear"`, or a list of the model's names of them, such as
-    /// `q_proj` and `down_proj`; Phi-3 has `qkv_proj` and `gate_up_proj`.
+    /// `q_proj` and `down_proj`; Phi-3 has `qkv_proj` and `gate_up_proj`. In a mixture of experts, `gate_up_proj` and
+    /// `down_proj` mean the layers of all experts, which `"all-linear"` leaves out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_modules: Option<TargetModules>,
     /// How the learning rate falls after its rise: `linear`, `cosine` or `constant`.

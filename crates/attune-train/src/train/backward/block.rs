@@ -2,10 +2,11 @@
 //! [`super::gradients_from_hidden`].
 //!
 //! Frozen weights get no gradient: a linear layer needs only W for dx, and the low-rank parts need dA and dB (Hu et al.,
-//! "LoRA", 2021): dB = s · dyᵀ (x Aᵀ), dA = s · (dy B)ᵀ x, dx += s · (dy B) A.
+//! "LoRA", 2021): dB = s · dyᵀ (x Aᵀ), dA = s · (dy B)ᵀ x, dx += s · (dy B) A, see [`low_rank`].
 
 use candle_core::Tensor;
 
+use super::low_rank::low_rank;
 use super::{TrainContext, experts};
 use crate::{Error, Result};
 use attune_model::decoder::{
@@ -97,7 +98,9 @@ impl BlockBackward<'_, '_> {
     fn of_mlp(&mut self, mlp: &Mlp, saved: &MlpActivations, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         match (mlp, saved) {
             (Mlp::Dense(mlp), MlpActivations::Dense(saved)) => self.of_dense_mlp(mlp, saved, x, dy),
-            (Mlp::Experts(mlp), MlpActivations::Experts(saved)) => experts::input_gradient(mlp, saved, dy),
+            (Mlp::Experts(mlp), MlpActivations::Experts(saved)) => {
+                experts::backward(mlp, saved, x, dy, self.context, self.gradients)
+            }
             _ => Err(Error::Internal("activations of another kind of MLP".into())),
         }
     }
@@ -176,14 +179,9 @@ impl BlockBackward<'_, '_> {
     fn low_rank(&mut self, layer: &Projection, x: &Tensor, dy: &Tensor) -> Result<Option<(Tensor, LoraPair)>> {
         let Projection { block, site, .. } = *layer;
         let Some(pair) = self.context.pair(block, site) else { return Ok(None) };
-        let scale = f64::from(pair.scale);
         let x = &self.context.drop_out(block, site, x)?;
-        let kernels = self.context.kernels;
-        let shrunk = kernels.linear(x, &pair.a)?; // x Aᵀ, [rows, rank]
-        let b = kernels.matmul_transposed(dy, &(shrunk * scale)?)?; // [out, rank]
-        let dshrunk = (kernels.matmul(dy, &pair.b)? * scale)?; // [rows, rank]
-        let a = kernels.matmul_transposed(&dshrunk, x)?; // [rank, in]
-        self.gradients.set(site, LoraPair { a, b, scale: pair.scale });
+        let (gradient, dshrunk) = low_rank(self.context.kernels, pair, x, dy, None)?;
+        self.gradients.set(site, gradient);
         Ok(Some((dshrunk, pair.clone())))
     }
 
