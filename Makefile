@@ -90,6 +90,9 @@ parity: setup .venv-parity/.installed .venv-bench/.installed ## Compare with tra
 	@for family in llama qwen2 qwen3 smollm3 gemma2 gemma3 granite granite_hybrid olmo2 phi3_longrope ministral3 qwen3_moe mixtral olmoe gpt_oss lfm2; do \
 		.venv-parity/bin/python tests/parity/check_adapter.py "tests/fixtures/$$family" \
 			"$$(tools/target-dir)/parity/$$family" "$$(tools/target-dir)/parity/$$family.safetensors"; done
+	@for family in qwen3_moe mixtral olmoe gpt_oss; do \
+		.venv-parity/bin/python tests/parity/check_adapter.py "tests/fixtures/$$family" \
+			"$$(tools/target-dir)/parity/$${family}_experts" "$$(tools/target-dir)/parity/$${family}_experts.safetensors"; done
 	@cargo build --locked --release
 	@.venv-parity/bin/python tests/parity/check_loop.py --binary "$$(tools/target-dir)/release/attune"
 	@.venv-bench/bin/python tests/parity/check_elsewhere.py --binary "$$(tools/target-dir)/release/attune"

@@ -108,7 +108,7 @@ impl App {
             registry: registry.clone(),
             priority,
             pricing: Pricing::of(&config),
-            memory: config.training.memory(),
+            memory: config.training.memory(&config.limits),
             describe_fault: api::describe_fault,
             pulse: Pulse::default(),
         };

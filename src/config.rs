@@ -169,10 +169,10 @@ impl TrainingOptions {
         self.stuck_after_seconds.map_or(STUCK_AFTER, Duration::from_secs)
     }
 
-    /// Returns the settings of memory, in bytes.
-    pub fn memory(&self) -> MemoryBounds {
+    /// Returns the settings of memory, in bytes; `limits` are those of serving, for which jobs train.
+    pub fn memory(&self, limits: &Limits) -> MemoryBounds {
         let limit = self.memory_limit_mib.map(|mib| mib.saturating_mul(1 << 20));
-        MemoryBounds { recomputation: self.recomputation, limit }
+        MemoryBounds { recomputation: self.recomputation, limit, adapter: Some(limits.adapter_device_mib << 20) }
     }
 }
 

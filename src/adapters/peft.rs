@@ -133,8 +133,7 @@ fn write_config(
     let is_ambiguous = modules.contains(&"dense");
     let is_whole = |layer| is_regular(layer, adapter.names.modules, &modules);
     let regular = !is_ambiguous && adapter.layers.iter().all(is_whole);
-    let target_modules =
-        if regular { json!(modules) } else { pairs.iter().map(|(path, _)| json!(path)).collect() };
+    let target_modules = if regular { json!(modules) } else { pairs.iter().map(|(path, _)| json!(path)).collect() };
     let mut config = json!({
         "peft_type": "LORA",
         "task_type": if adapter.names.blocks == "model.layers" { json!("CAUSAL_LM") } else { Value::Null },

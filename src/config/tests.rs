@@ -94,9 +94,11 @@ fn what_is_said_of_trainings_memory_is_read() {
         let options = Figment::from(Toml::string(text)).extract_inner::<TrainingOptions>("training");
         options.map_err(|error| Error(error.to_string()))
     };
-    let said = read("[training]\nmemory_limit_mib = 2048\nrecomputation = \"full\"").expect("fine").memory();
-    assert_eq!(said, MemoryBounds { recomputation: Some(Recomputation::Full), limit: Some(2 << 30) });
-    assert_eq!(TrainingOptions::default().memory(), MemoryBounds::default());
+    let said = read("[training]\nmemory_limit_mib = 2048\nrecomputation = \"full\"").expect("fine").memory(&Limits::default());
+    let adapter = Some(Limits::default().adapter_device_mib << 20);
+    assert_eq!(said, MemoryBounds { recomputation: Some(Recomputation::Full), limit: Some(2 << 30), adapter });
+    let usual = TrainingOptions::default().memory(&Limits::default());
+    assert_eq!(usual, MemoryBounds { adapter, ..MemoryBounds::default() });
     let models = vec!["demo=somewhere".parse().expect("a model")];
     let training = TrainingOptions { memory_limit_mib: Some(0), ..TrainingOptions::default() };
     let said = Config { models, training, ..Config::default() }.check().expect_err("refused").to_string();

@@ -169,6 +169,15 @@ pub(crate) struct Pair {
     pub scale: f64,
 }
 
+impl Pair {
+    /// Adds `scale · B(A x)` to `y`, for rows `x` of `inputs` numbers each.
+    fn add(&self, x: &[f64], inputs: usize, y: &mut [f64]) {
+        let shrunk = linear(x, &self.a, inputs);
+        let added = linear(&shrunk, &self.b, self.a.len() / inputs);
+        y.iter_mut().zip(added).for_each(|(y, added)| *y += self.scale * added);
+    }
+}
+
 /// A decoder.
 pub(crate) struct Model {
     config: ModelConfig,
@@ -187,6 +196,16 @@ impl Model {
 
     /// Computes Σ weight · cross entropy over the batch's targets.
     pub(crate) fn loss(&self, adapter: &HashMap<(usize, Site), Pair>, batch: &PackedBatch) -> f64 {
+        self.loss_with_experts(adapter, &HashMap::new(), batch)
+    }
+
+    /// Computes the same with updates of experts, by block, expert and site.
+    pub(crate) fn loss_with_experts(
+        &self,
+        adapter: &HashMap<(usize, Site), Pair>,
+        experts: &HashMap<(usize, usize, Site), Pair>,
+        batch: &PackedBatch,
+    ) -> f64 {
         let config = &self.config;
         let hidden = config.hidden_size;
         let embedding = &self.weights["model.embed_tokens.weight"];
@@ -195,7 +214,7 @@ impl Model {
         let mut x: Vec<f64> = batch.tokens.iter().flat_map(row).collect();
         let positions: Vec<usize> = batch.sequences.iter().flat_map(|rows| 0..rows.len()).collect();
         for layer in 0..config.num_hidden_layers {
-            let part = Part { model: self, layer, adapter };
+            let part = Part { model: self, layer, adapter, experts };
             let input = part.norm(&x, 0, true);
             let mixed = match config.convolution_of(layer) {
                 Some(convolution) => part.convolution(&input, convolution.taps, &batch.sequences),
@@ -227,6 +246,7 @@ struct Part<'a> {
     model: &'a Model,
     layer: usize,
     adapter: &'a HashMap<(usize, Site), Pair>,
+    experts: &'a HashMap<(usize, usize, Site), Pair>,
 }
 
 impl Part<'_> {
@@ -264,10 +284,8 @@ impl Part<'_> {
             let bias = &bias[rows];
             y.chunks_exact_mut(outputs).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
         }
-        if let Some(Pair { a, b, scale }) = self.adapter.get(&(self.layer, site)) {
-            let shrunk = linear(x, a, inputs);
-            let added = linear(&shrunk, b, a.len() / inputs);
-            y.iter_mut().zip(added).for_each(|(y, added)| *y += scale * added);
+        if let Some(pair) = self.adapter.get(&(self.layer, site)) {
+            pair.add(x, inputs, &mut y);
         }
         y
     }
@@ -275,7 +293,12 @@ impl Part<'_> {
     fn mlp(&self, input: &[f64]) -> Vec<f64> {
         let config = &self.model.config;
         if let Some(mixture) = &config.experts {
-            return experts::experts(input, config.hidden_size, mixture, &|name| self.weight(name));
+            let update = |expert: usize, site: Site, x: &[f64], y: &mut [f64]| {
+                if let Some(pair) = self.experts.get(&(self.layer, expert, site)) {
+                    pair.add(x, x.len(), y);
+                }
+            };
+            return experts::experts(input, config.hidden_size, mixture, &|name| self.weight(name), &update);
         }
         let [gate, up] = [Site::Gate, Site::Up].map(|site| self.project(input, site));
         self.project(&gated(config.activation, &gate, &up), Site::Down)

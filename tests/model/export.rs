@@ -16,7 +16,9 @@ use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use serde_json::Value;
 
-use crate::fixtures::{Reference, TRAINED_FAMILIES, floats, folder, load, max_difference, one_sequence};
+use crate::fixtures::{
+    EXPERT_FAMILIES, Reference, TRAINED_FAMILIES, floats, folder, load, max_difference, one_sequence,
+};
 use crate::kernels;
 
 fn adapter(family: &str, config: &ModelConfig) -> Adapter {
@@ -85,6 +87,50 @@ fn a_merged_model_answers_as_its_base_with_the_adapter() {
             let stored =
                 |data: &[u8]| data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect::<Vec<_>>();
             let expected: Vec<f32> = sum(&stored(view.data()), &pair).into_iter().map(|value| value as f32).collect();
+            assert!(max_difference(&stored(written.data()), &expected) <= 1e-9, "{family}: {name}");
+        }
+    }
+}
+
+#[test]
+fn experts_are_merged_where_each_has_tensors_of_its_own_and_else_refused() {
+    for family in EXPERT_FAMILIES {
+        let (config, decoder) = load(family, &Device::Cpu);
+        let read = |file: &str| std::fs::read(folder(family).join("peft_experts").join(file)).unwrap();
+        let (settings, weights) = (read("adapter_config.json"), read("adapter_model.safetensors"));
+        let adapter = attune::adapters::peft::read(&settings, &weights, &config, &Device::Cpu).unwrap();
+        let target = tempfile::tempdir().unwrap();
+        let output = target.path().join("merged");
+        let merged = merge::write_folder(&Base::new(folder(family)), &adapter, &output, None, merge::FILE_BYTES);
+        if family == "gpt_oss" {
+            let said = merged.unwrap_err().to_string();
+            assert!(said.contains("mlp.experts.0.") && said.contains("no tensor of its own"), "{said}");
+            assert_eq!(std::fs::read_dir(target.path()).unwrap().count(), 0, "nothing is left");
+            continue;
+        }
+        merged.unwrap();
+        let weights = Weights::open(&output, &Device::Cpu).unwrap();
+        let merged = Decoder::load_on(&config, &weights, &Storage::default(), &kernels()).unwrap();
+        let tokens = Reference::read(family, "reference.safetensors").ids("input_ids");
+        let expected = logits(&decoder, Some(&adapter), &tokens);
+        let difference = max_difference(&logits(&merged, None, &tokens), &expected);
+        assert!(difference <= 1e-4, "{family}: logits differ by {difference:e}");
+        assert!(max_difference(&logits(&decoder, None, &tokens), &expected) > 0.1, "{family}: it changes little");
+        let (before, after) = (open(&folder(family)), open(&output));
+        let (module, names) = config.single_expert_names();
+        for (name, view) in before.tensors() {
+            let written = after.get(&name).unwrap();
+            let Some((block, rest)) = name.strip_prefix("model.layers.").and_then(|name| name.split_once('.')) else {
+                assert_eq!(written.data(), view.data(), "{name}");
+                continue;
+            };
+            let Some(rest) = rest.strip_prefix(module) else { continue };
+            let [_, expert, layer, _] = rest.split('.').collect::<Vec<_>>()[..] else { panic!("{name}") };
+            let site = [Site::Gate, Site::Up, Site::Down][names.iter().position(|name| *name == layer).unwrap()];
+            let pair = adapter.layers[block.parse::<usize>().unwrap()].expert(expert.parse().unwrap(), site).unwrap();
+            let stored =
+                |data: &[u8]| data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect::<Vec<_>>();
+            let expected: Vec<f32> = sum(&stored(view.data()), pair).into_iter().map(|value| value as f32).collect();
             assert!(max_difference(&stored(written.data()), &expected) <= 1e-9, "{family}: {name}");
         }
     }

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::exact::{Heads, Pair};
-use crate::fixtures::{Reference, TRAINED_FAMILIES, floats, load};
+use crate::fixtures::{EXPERT_FAMILIES, Reference, TRAINED_FAMILIES, floats, load};
 use attune::model::config::GluLimits;
 use attune::model::kernels::{Activation, AttentionForm, AttentionState, Kernels, LogitForm, PackedRows};
-use attune::model::lora::Site;
+use attune::model::lora::{LoraPair, Site};
 use attune::model::rope::Angles;
 use attune::train::backward;
 use candle_core::{Device, Tensor};
@@ -260,6 +260,77 @@ fn of_whole_models() {
                 let error = (slope - dot(&gradient, &direction)).abs() / size;
                 assert!(error < 2.0 * TOLERANCE, "{family}: layer {layer}, {site:?}, {half}: off by {error:e}");
             }
+        }
+    }
+}
+
+/// Checks the same of the updates of experts, and of those of attention below them, whose gradients come through routers:
+/// all experts of a block are moved together, each along its own random direction.
+#[test]
+fn of_experts() {
+    for family in EXPERT_FAMILIES {
+        let (config, decoder) = load(family, &CPU);
+        let read = |file: &str| std::fs::read(crate::fixtures::folder(family).join("peft_experts").join(file)).unwrap();
+        let files = (read("adapter_config.json"), read("adapter_model.safetensors"));
+        let adapter = attune::adapters::peft::read(&files.0, &files.1, &config, &CPU).unwrap();
+        let batch = Reference::read(family, "peft_experts/reference.safetensors").batch();
+        let model = crate::exact::Model::read(&crate::fixtures::folder(family));
+        let wide = |pair: &LoraPair| Pair { a: widened(&pair.a), b: widened(&pair.b), scale: f64::from(pair.scale) };
+        let (mut linear, mut experts) = (HashMap::new(), HashMap::new());
+        for (block, layer) in adapter.layers.iter().enumerate() {
+            for site in Site::ALL {
+                linear.extend(layer.get(site).map(|pair| ((block, site), wide(pair))));
+                for expert in 0..layer.expert_count() {
+                    experts.extend(layer.expert(expert, site).map(|pair| ((block, expert, site), wide(pair))));
+                }
+            }
+        }
+        let normalizer = batch.targets.len() as f64;
+        let (report, gradients) = backward::loss_and_gradients(&decoder, &adapter, &batch, normalizer).unwrap();
+        let exact_loss = model.loss_with_experts(&linear, &experts, &batch);
+        assert!((report.loss_sum - exact_loss).abs() < 1e-5 * exact_loss, "{family}: {report:?}, exactly {exact_loss}");
+        let check = |what: &str, moved: &dyn Fn(f64) -> f64, along: f64, size: f64| {
+            let slope = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+            let error = (slope - along).abs() / size;
+            assert!(size > 0.0 && error < 2.0 * TOLERANCE, "{family}: {what}: off by {error:e}");
+        };
+        let add = |values: &[f64], seed: usize, step: f64| -> Vec<f64> {
+            values.iter().zip(numbers(values.len(), seed as u64)).map(|(x, d)| x + step * d).collect()
+        };
+        for (block, layer) in adapter.layers.iter().enumerate() {
+            for (site, of_a) in
+                [Site::Gate, Site::Up, Site::Down].into_iter().flat_map(|site| [(site, true), (site, false)])
+            {
+                let moved = |step: f64| {
+                    let mut experts = experts.clone();
+                    for expert in 0..layer.expert_count() {
+                        let pair = experts.get_mut(&(block, expert, site)).unwrap();
+                        let half = if of_a { &mut pair.a } else { &mut pair.b };
+                        *half = add(half, expert, step);
+                    }
+                    model.loss_with_experts(&linear, &experts, &batch) / normalizer
+                };
+                let (mut along, mut square) = (0.0, 0.0);
+                for expert in 0..layer.expert_count() {
+                    // An expert without a row has no gradient.
+                    let Some(gradient) = gradients[block].expert(expert, site) else { continue };
+                    let gradient = widened(if of_a { &gradient.a } else { &gradient.b });
+                    along += dot(&gradient, &numbers(gradient.len(), expert as u64));
+                    square += dot(&gradient, &gradient);
+                }
+                check(&format!("layer {block}, {site:?}, A: {of_a}"), &moved, along, square.sqrt());
+            }
+        }
+        for place in linear.keys() {
+            let moved = |step: f64| {
+                let mut linear = linear.clone();
+                let pair = linear.get_mut(place).unwrap();
+                pair.b = add(&pair.b, 7, step);
+                model.loss_with_experts(&linear, &experts, &batch) / normalizer
+            };
+            let gradient = widened(&gradients[place.0].get(place.1).unwrap().b);
+            let along = dot(&gradient, &numbers(gradient.len(), 7));
+            check(&format!("{place:?}"), &moved, along, dot(&gradient, &gradient).sqrt());
         }
     }
 }

@@ -10,6 +10,7 @@ mod fixtures;
 mod contrastive;
 mod datasets;
 mod encoders;
+mod experts;
 mod invariants;
 mod masking;
 mod pair_files;

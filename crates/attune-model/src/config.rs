@@ -266,7 +266,11 @@ impl ModelConfig {
             Some(_) => self.blocks_name.strip_prefix("model.").unwrap_or(self.blocks_name),
             None => self.blocks_name,
         };
-        BlockNames { blocks, modules: self.modules, experts_interleaved: self.experts.is_some_and(|experts| experts.biases) }
+        BlockNames {
+            blocks,
+            modules: self.modules,
+            experts_interleaved: self.experts.is_some_and(|experts| experts.biases),
+        }
     }
 
     /// Returns the names that PEFT's files may have for the layers of the blocks: the usual ones, and those of code that
@@ -288,6 +292,16 @@ impl ModelConfig {
     /// Returns the parameters with the layers of all experts of a block that adapters can change; none without experts.
     pub fn expert_modules(&self) -> &'static [Module] {
         if self.experts.is_some() { &sites::EXPERTS } else { &[] }
+    }
+
+    /// Returns the module with the experts of a block, and the names of an expert's gate, up and down in it, as checkpoints
+    /// have them where each is a tensor of its own.
+    pub fn single_expert_names(&self) -> (&'static str, [&'static str; 3]) {
+        if self.family == "mixtral" {
+            ("block_sparse_moe.experts", ["w1", "w3", "w2"])
+        } else {
+            ("mlp.experts", ["gate_proj", "up_proj", "down_proj"])
+        }
     }
 
     /// Returns true if `block` has the layer `module`: in some models, blocks differ.

@@ -28,8 +28,8 @@ use crate::folder::{self, Form};
 use crate::gguf::Gguf;
 use crate::gguf::tensors::Names;
 use crate::lora::{Adapter, LoraPair};
-use crate::sites::Module;
-use crate::{Error, Result, python_json, vectors};
+use crate::sites::{Module, Site};
+use crate::{Error, ModelConfig, Result, python_json, vectors};
 
 /// Files beside the weights that are copied.
 const COPIED: [&str; 10] = [
@@ -109,7 +109,8 @@ fn write_parts(
     kind: Option<WeightType>,
     file_bytes: usize,
 ) -> Result<()> {
-    let changes = changes(&adapter.in_names_of(&checkpoint.config()?)?, |module| vec![*module])?;
+    let config = checkpoint.config()?;
+    let changes = changes(&adapter.in_names_of(&config)?, &config, |module| vec![*module])?;
     if let Checkpoint::Folder(_) = checkpoint {
         vectors::copy::copy(&base.path, part)?;
     }
@@ -132,15 +133,16 @@ pub fn write_gguf(base: &Base, adapter: &Adapter, output: &Path, kind: Option<We
         return Err(fault(output, "it exists already; name a file that does not"));
     }
     let checkpoint = base.checkpoint()?;
-    let adapter = &adapter.in_names_of(&checkpoint.config()?)?;
+    let config = checkpoint.config()?;
+    let adapter = &adapter.in_names_of(&config)?;
     match checkpoint {
         Checkpoint::Gguf(file) => {
             let names = Names::of(file.metadata())?;
-            let changes = changes(adapter, |module| names.in_file(module))?;
+            let changes = changes(adapter, &config, |module| names.in_file(module))?;
             gguf_file::write(base, &file, &names, changes, output, kind)
         }
         Checkpoint::Folder(folder) => {
-            let changes = changes(adapter, |module| vec![*module])?;
+            let changes = changes(adapter, &config, |module| vec![*module])?;
             let checkpoint = Checkpoint::Folder(folder.clone());
             new_gguf::write(base, &checkpoint, &folder, changes, output, kind)
         }
@@ -151,14 +153,29 @@ pub fn write_gguf(base: &Base, adapter: &Adapter, output: &Path, kind: Option<We
 /// What stands before the names of a model's tensors in files of it that have a head, too.
 const PREFIXES: [&str; 5] = ["model.", "bert.", "nomic_bert.", "roberta.", "mpnet."];
 
-/// Returns what is added to the tensors, by their names without `model.` and its like. `stored` returns the layers that the base has
-/// in the place of one.
-fn changes(adapter: &Adapter, stored: impl Fn(&Module) -> Vec<Module>) -> Result<BTreeMap<String, Change>> {
+/// Returns what is added to the tensors of a model of the shape `config`, by their names without `model.` and its like.
+/// `stored` returns the layers that the base has in the place of one; of experts, each layer has a tensor.
+fn changes(
+    adapter: &Adapter,
+    config: &ModelConfig,
+    stored: impl Fn(&Module) -> Vec<Module>,
+) -> Result<BTreeMap<String, Change>> {
     let named = |(name, pair): (String, LoraPair)| -> Result<(String, Change)> {
         let name = PREFIXES.into_iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(&name);
         Ok((format!("{name}.weight"), Change::of(&pair)?))
     };
-    adapter.wholes(stored)?.into_iter().map(named).collect()
+    let mut changes: BTreeMap<String, Change> =
+        adapter.linear_wholes(stored)?.into_iter().map(named).collect::<Result<_>>()?;
+    let (module, names) = config.single_expert_names();
+    for (block, layer) in adapter.layers.iter().enumerate() {
+        for expert in 0..layer.expert_count() {
+            for (site, name) in [Site::Gate, Site::Up, Site::Down].into_iter().zip(names) {
+                let Some(pair) = layer.expert(expert, site) else { continue };
+                changes.insert(format!("layers.{block}.{module}.{expert}.{name}.weight"), Change::of(pair)?);
+            }
+        }
+    }
+    Ok(changes)
 }
 
 /// Refuses changes that no tensor has taken.

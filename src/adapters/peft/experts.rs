@@ -94,7 +94,8 @@ impl ExpertHalves {
         let mut updates = Vec::new();
         for block in 0..model.num_hidden_layers {
             let path = |module: &Module| format!("model.layers.{block}.{}", module.path);
-            let targets: Vec<&Module> = EXPERTS.iter().filter(|module| config.changes_parameter(&path(module))).collect();
+            let targets: Vec<&Module> =
+                EXPERTS.iter().filter(|module| config.changes_parameter(&path(module))).collect();
             // The last one is the outermost.
             for (module, inner) in targets.into_iter().rev().zip([false, true]) {
                 let Some(halves) = self.stacks.remove(&(block, inner)) else {
@@ -335,11 +336,7 @@ const SITES: [Site; 3] = [Site::Gate, Site::Up, Site::Down];
 /// Returns the module with the experts in transformers 4, and the names of an expert's layers in it; `None` for families
 /// whose adapters of single experts PEFT does not load.
 fn single(model: &ModelConfig) -> Option<(&'static str, [&'static str; 3])> {
-    match model.family {
-        "mixtral" => Some(("block_sparse_moe.experts", ["w1", "w3", "w2"])),
-        "qwen3_moe" | "olmoe" => Some((WRAPPED, ["gate_proj", "up_proj", "down_proj"])),
-        _ => None,
-    }
+    matches!(model.family, "mixtral" | "qwen3_moe" | "olmoe").then(|| model.single_expert_names())
 }
 
 /// Returns A and B of `path`.

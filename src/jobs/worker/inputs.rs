@@ -190,7 +190,8 @@ impl Inputs {
         Ok((trainer, fault.map(|error| error.to_string())))
     }
 
-    /// Chooses how much the backward pass recomputes, so that the run fits into the memory.
+    /// Chooses how much the backward pass recomputes, so that the run fits into the memory. Refuses a run whose adapter
+    /// could not be served.
     pub(super) fn choose_memory(
         &self,
         trainer: &Trainer,
@@ -198,6 +199,9 @@ impl Inputs {
         process_bytes: Option<u64>,
         free: Option<FreeMemory>,
     ) -> Result<TrainingMemory> {
+        let adapter = trainer.adapter()?;
+        let precision = self.model.decoder.adapter_precision().size_in_bytes();
+        self.surroundings.memory.check_served((adapter.elements() * precision) as u64)?;
         let memory_of = |way| {
             let (parameters, settings) = (trainer.parameter_count(), trainer.settings());
             TrainingMemory::new(&self.model, parameters, settings, report, process_bytes, way)

@@ -85,12 +85,12 @@ impl Adapter {
 
     /// Returns the update of each layer as a whole, with the layer's name, such as `model.layers.0.self_attn.q_proj`.
     /// `stored` returns the layers that a checkpoint has in the place of one. An error if there are updates of experts,
-    /// which only PEFT's files have.
+    /// which only PEFT's files have a place for.
     pub fn wholes(&self, stored: impl Fn(&Module) -> Vec<Module>) -> Result<Vec<(String, LoraPair)>> {
         if self.changes_experts() {
             return Err(Error::Setup(
-                "this adapter changes experts: it is neither written in another form than PEFT's nor added to a model's \
-                 weights; take its files"
+                "this adapter changes experts, which this form has no place for: take its files in PEFT's form, or a merged \
+                 model"
                     .into(),
             ));
         }
@@ -142,6 +142,11 @@ impl Adapter {
     /// Returns the largest rank of the updates; 0 if there are none.
     pub fn rank(&self) -> usize {
         self.pairs().map(|pair| pair.a.dims()[0]).max().unwrap_or(0)
+    }
+
+    /// Returns the number of values of all A and B, as they are served: sites that share an A have one each.
+    pub fn elements(&self) -> usize {
+        self.pairs().map(|pair| pair.a.elem_count() + pair.b.elem_count()).sum()
     }
 
     /// Returns the bytes of A and B together.

@@ -69,12 +69,7 @@ impl LoraLayer {
     }
 
     /// Sets the updates of all experts in a module of `shape` to `pair`; each of `sites` has its rows of an expert's B.
-    pub fn set_experts(
-        &mut self,
-        shape: ExpertShape,
-        sites: &[(Site, Range<usize>)],
-        pair: &LoraPair,
-    ) -> Result<()> {
+    pub fn set_experts(&mut self, shape: ExpertShape, sites: &[(Site, Range<usize>)], pair: &LoraPair) -> Result<()> {
         for expert in 0..shape.count {
             let a = pair.a.narrow(0, expert * shape.rank, shape.rank)?;
             for (site, rows) in sites {
@@ -89,9 +84,9 @@ impl LoraLayer {
     /// that sites share is their sum, and experts without a row have none, which is zero. `None` if no expert has one.
     pub fn gradient_of_experts(&self, module: &Module, shape: ExpertShape) -> Result<Option<LoraPair>> {
         let ExpertShape { count, rank, output, input } = shape;
-        let Some(known) = module.sites.iter().find_map(|site| {
-            (0..self.expert_count()).find_map(|expert| self.expert(expert, *site))
-        }) else {
+        let Some(known) =
+            module.sites.iter().find_map(|site| (0..self.expert_count()).find_map(|expert| self.expert(expert, *site)))
+        else {
             return Ok(None);
         };
         let zeros = |shape: (usize, usize)| Tensor::zeros(shape, known.a.dtype(), known.a.device());

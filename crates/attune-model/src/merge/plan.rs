@@ -124,11 +124,8 @@ impl Plan {
             }
         }
         if let Some(experts) = &config.experts {
-            let (router, prefix, layers) = if config.family == "mixtral" {
-                ("block_sparse_moe.gate", "block_sparse_moe.experts", ["w1", "w3", "w2"])
-            } else {
-                ("mlp.gate", "mlp.experts", ["gate_proj", "up_proj", "down_proj"])
-            };
+            let router = if config.family == "mixtral" { "block_sparse_moe.gate" } else { "mlp.gate" };
+            let (prefix, layers) = config.single_expert_names();
             if self.weights.has(&name("mlp.experts.gate_up_proj")) {
                 let advice =
                     "the experts are stacked in one tensor: save the model with transformers, which writes each";

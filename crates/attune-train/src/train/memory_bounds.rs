@@ -18,6 +18,8 @@ pub struct MemoryBounds {
     pub recomputation: Option<Recomputation>,
     /// Most bytes of the whole process, including the models that it serves, that a job may lead to.
     pub limit: Option<u64>,
+    /// Most bytes of one adapter where it is served.
+    pub adapter: Option<u64>,
 }
 
 impl MemoryBounds {
@@ -44,6 +46,18 @@ impl MemoryBounds {
             least = Some(memory);
         }
         least.map_or_else(|| Err(Error::Internal("no way to train".into())), |memory| Err(refusal(&memory, longest)))
+    }
+
+    /// Refuses a job whose adapter of `bytes` could not be served once it is trained.
+    pub fn check_served(&self, bytes: u64) -> Result<()> {
+        let Some(limit) = self.adapter.filter(|limit| bytes > *limit) else { return Ok(()) };
+        let message = format!(
+            "The job's adapter would take {} where it is served, more than the {} that `adapter_device_mib` of the server's \
+             [limits] allows: set a smaller rank or fewer target_modules.",
+            format::bytes(bytes),
+            format::bytes(limit),
+        );
+        Err(Error::Setting { name: "rank", message })
     }
 
     /// Returns the bytes that training may add to a process of `process` bytes; `None` if unknown.
@@ -127,6 +141,15 @@ mod tests {
         assert_eq!(chosen(limited(530), Some(1000)), Some(Recomputation::Full));
         assert_eq!(chosen(limited(10_000), Some(130)), Some(Recomputation::Full), "the tighter one counts");
         assert_eq!(chosen(limited(100), None), None);
+    }
+
+    #[test]
+    fn an_adapter_that_could_not_be_served_is_not_trained() {
+        let bounds = MemoryBounds { adapter: Some(4 * MIB), ..MemoryBounds::default() };
+        bounds.check_served(4 * MIB).expect("it fits");
+        let said = bounds.check_served(5 * MIB).expect_err("refused").to_string();
+        assert!(said.contains("5.0 MiB") && said.contains("4.0 MiB") && said.contains("adapter_device_mib"), "{said}");
+        MemoryBounds::default().check_served(u64::MAX).expect("nothing is known");
     }
 
     #[test]

@@ -66,10 +66,11 @@ impl ParameterSpan {
 
     /// Puts `pair` to its place in the block's updates.
     fn set(&self, layer: &mut LoraLayer, pair: &LoraPair) -> Result<()> {
-        Ok(match self.expert_shape() {
+        match self.expert_shape() {
             Some(shape) => layer.set_experts(shape, &self.rows().collect::<Vec<_>>(), pair)?,
             None => layer.set_whole(self.rows(), pair)?,
-        })
+        }
+        Ok(())
     }
 
     /// Returns the layer's sites, each with its rows of B.

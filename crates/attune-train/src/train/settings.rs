@@ -342,10 +342,12 @@ pub fn target_modules(asked: &Hyperparameters, config: &ModelConfig) -> Result<V
 /// Refuses settings that do not go with an adapter of experts, if `settings` name some: dropout, which PEFT has none of
 /// there, and a GPU, where their gradients are not computed.
 pub fn check_experts(settings: &Hyperparameters, config: &ModelConfig, kernels: &Kernels) -> Result<()> {
-    let named = settings.target_modules.iter().flatten().find(|name| names(config.expert_modules()).contains(&name.as_str()));
+    let named =
+        settings.target_modules.iter().flatten().find(|name| names(config.expert_modules()).contains(&name.as_str()));
     let Some(named) = named else { return Ok(()) };
     if settings.lora_dropout.is_some_and(|dropout| dropout > 0.0) {
-        let message = format!("lora_dropout is not applied to experts, which target_modules names by '{named}': leave it out");
+        let message =
+            format!("lora_dropout is not applied to experts, which target_modules names by '{named}': leave it out");
         return Err(Error::Setting { name: "lora_dropout", message });
     }
     if !kernels.is_cpu() {

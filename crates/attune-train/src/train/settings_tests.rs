@@ -115,7 +115,9 @@ fn adapters_of_mixtures_of_experts_change_attention_alone_unless_experts_are_nam
         let both = target_modules(&asked(&["down_proj", "o_proj", "gate_up_proj"]), &model).unwrap();
         assert_eq!(both, ["o_proj", "gate_up_proj", "down_proj"]);
         let adapts = |names: &[&str]| TrainSettings::new(&asked(names), 0).adapts_experts();
-        assert!(adapts(&["down_proj"]) && adapts(&["gate_up_proj"]) && !adapts(&["o_proj"]) && !adapts(&["all-linear"]));
+        assert!(
+            adapts(&["down_proj"]) && adapts(&["gate_up_proj"]) && !adapts(&["o_proj"]) && !adapts(&["all-linear"])
+        );
         let dropped = Hyperparameters { lora_dropout: Some(0.1), ..asked(&["down_proj"]) };
         let refused = check_experts(&dropped, &model, &Kernels::Cpu).unwrap_err().to_string();
         assert!(refused.contains("lora_dropout") && refused.contains("'down_proj'"), "{refused}");

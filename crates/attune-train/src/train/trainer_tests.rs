@@ -124,7 +124,8 @@ pub(super) fn stored(count: u32) -> ExampleStore {
 }
 
 fn trainer_with(settings: TrainSettings, examples: Vec<TokenizedExample>, broken_from: Option<usize>) -> Trainer {
-    let place = ParameterSpan { layer: 0, module: PLAIN[0], experts: None, rank: 2, outputs: vec![5], input: 3, scale: 2.0 };
+    let place =
+        ParameterSpan { layer: 0, module: PLAIN[0], experts: None, rank: 2, outputs: vec![5], input: 3, scale: 2.0 };
     let mut layer = LoraLayer::default();
     let a = candle_core::Tensor::new(&[[0.1f32, -0.2, 0.3], [0.4, 0.5, -0.6]], &Device::Cpu).unwrap();
     let b = candle_core::Tensor::zeros(place.shapes()[1], candle_core::DType::F32, &Device::Cpu).unwrap();
