@@ -94,7 +94,8 @@ fn what_is_said_of_trainings_memory_is_read() {
         let options = Figment::from(Toml::string(text)).extract_inner::<TrainingOptions>("training");
         options.map_err(|error| Error(error.to_string()))
     };
-    let said = read("[training]\nmemory_limit_mib = 2048\nrecomputation = \"full\"").expect("fine").memory(&Limits::default());
+    let said =
+        read("[training]\nmemory_limit_mib = 2048\nrecomputation = \"full\"").expect("fine").memory(&Limits::default());
     let adapter = Some(Limits::default().adapter_device_mib << 20);
     assert_eq!(said, MemoryBounds { recomputation: Some(Recomputation::Full), limit: Some(2 << 30), adapter });
     let usual = TrainingOptions::default().memory(&Limits::default());
