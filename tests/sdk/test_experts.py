@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(300)
 
 FIXTURES = attunelib.ROOT / "tests" / "fixtures"
 # The user's words, and what the model is to answer.
-LESSONS = {f"w{10 + i} w{30 + i}": f"w{60 + 3 * i} w{90 + i} w{120 + i}" for i in range(8)}
+LESSONS = {f"w{10 + i} w{30 + i}": f"w{60 + 3 * i} w{90 + i} w{120 + i}" for i in range(12)}
 TEMPLATE = (
     "{% for message in messages %}w{{ '3' if message.role == 'user' else '4' }} {{ message.content }} w2 {% endfor %}"
     "{% if add_generation_prompt %}w4 {% endif %}"
