@@ -119,7 +119,7 @@ async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Resu
         }
         max_sequence_tokens(&spec.hyperparameters, &entry.model.config)?;
         target_modules(&spec.hyperparameters, &entry.model.config)?;
-        check_experts(&spec.hyperparameters, &entry.model.config, entry.model.decoder.kernels())?;
+        check_experts(&spec.hyperparameters, &entry.model.config)?;
     }
     if let Some((param, file)) = spec.input_file() {
         check_file(state, caller, param, file).await?;

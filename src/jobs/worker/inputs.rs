@@ -154,7 +154,7 @@ impl Inputs {
         if let Some(initial) = &self.initial {
             take_shape(&mut resolved, &self.asked, initial)?;
         }
-        settings::check_experts(&resolved, &self.model.config, self.model.decoder.kernels())?;
+        settings::check_experts(&resolved, &self.model.config)?;
         Ok(resolved)
     }
 

@@ -339,25 +339,19 @@ pub fn target_modules(asked: &Hyperparameters, config: &ModelConfig) -> Result<V
     Ok(known.into_iter().filter(is_named).map(str::to_owned).collect())
 }
 
-/// Refuses settings that do not go with an adapter of experts, if `settings` name some: dropout, which PEFT has none of
-/// there, and a GPU, where their gradients are not computed.
-pub fn check_experts(settings: &Hyperparameters, config: &ModelConfig, kernels: &Kernels) -> Result<()> {
-    let named =
-        settings.target_modules.iter().flatten().find(|name| names(config.expert_modules()).contains(&name.as_str()));
-    let Some(named) = named else { return Ok(()) };
-    if settings.lora_dropout.is_some_and(|dropout| dropout > 0.0) {
-        let message =
-            format!("lora_dropout is not applied to experts, which target_modules names by '{named}': leave it out");
-        return Err(Error::Setting { name: "lora_dropout", message });
+/// Refuses dropout if `settings` name layers of experts: PEFT has none there.
+pub fn check_experts(settings: &Hyperparameters, config: &ModelConfig) -> Result<()> {
+    let experts = names(config.expert_modules());
+    let named = settings.target_modules.iter().flatten().find(|name| experts.contains(&name.as_str()));
+    match (named, settings.lora_dropout) {
+        (Some(named), Some(dropout)) if dropout > 0.0 => {
+            let message = format!(
+                "lora_dropout is not applied to experts, which target_modules names by '{named}': leave it out"
+            );
+            Err(Error::Setting { name: "lora_dropout", message })
+        }
+        _ => Ok(()),
     }
-    if !kernels.is_cpu() {
-        let message = format!(
-            "target_modules: '{named}' means the model's experts, which are fine-tuned on the CPU alone and not on a GPU: \
-             name layers of attention"
-        );
-        return Err(Error::Setting { name: "target_modules", message });
-    }
-    Ok(())
 }
 
 /// Returns the sites of the layers with these names; all if there are none.

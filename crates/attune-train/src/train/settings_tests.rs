@@ -119,13 +119,13 @@ fn adapters_of_mixtures_of_experts_change_attention_alone_unless_experts_are_nam
             adapts(&["down_proj"]) && adapts(&["gate_up_proj"]) && !adapts(&["o_proj"]) && !adapts(&["all-linear"])
         );
         let dropped = Hyperparameters { lora_dropout: Some(0.1), ..asked(&["down_proj"]) };
-        let refused = check_experts(&dropped, &model, &Kernels::Cpu).unwrap_err().to_string();
+        let refused = check_experts(&dropped, &model).unwrap_err().to_string();
         assert!(refused.contains("lora_dropout") && refused.contains("'down_proj'"), "{refused}");
         for fine in [asked(&["down_proj"]), Hyperparameters { lora_dropout: Some(0.1), ..asked(&["o_proj"]) }] {
-            check_experts(&fine, &model, &Kernels::Cpu).unwrap();
+            check_experts(&fine, &model).unwrap();
         }
     }
     let dropped = Hyperparameters { lora_dropout: Some(0.1), ..asked(&["down_proj"]) };
-    check_experts(&dropped, &shape("llama"), &Kernels::Cpu).unwrap();
+    check_experts(&dropped, &shape("llama")).unwrap();
     assert_eq!(target_modules(&asked(&["up_proj"]), &shape("llama")).unwrap(), ["up_proj"]);
 }
