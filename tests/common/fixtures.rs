@@ -23,8 +23,8 @@ use attune::train::backward::{PackedBatch, Target};
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
-/// All families, each with its particulars, that the device under test has kernels for: a GPU has none for convolutions.
-pub(crate) const FAMILIES: [&str; if cfg!(feature = "cuda") { 25 } else { 27 }] = first([
+/// All families, each with its particulars.
+pub(crate) const FAMILIES: [&str; 27] = [
     "llama",
     "llama3_rope",
     "llama_bias_heads",
@@ -52,10 +52,10 @@ pub(crate) const FAMILIES: [&str; if cfg!(feature = "cuda") { 25 } else { 27 }] 
     "gpt_oss",
     "lfm2",
     "lfm2_bias",
-]);
+];
 
 /// Families of [`FAMILIES`] that come with a PEFT adapter and a training run.
-pub(crate) const TRAINED_FAMILIES: [&str; if cfg!(feature = "cuda") { 15 } else { 16 }] = first([
+pub(crate) const TRAINED_FAMILIES: [&str; 16] = [
     "llama",
     "qwen2",
     "qwen3",
@@ -72,19 +72,9 @@ pub(crate) const TRAINED_FAMILIES: [&str; if cfg!(feature = "cuda") { 15 } else 
     "olmoe",
     "gpt_oss",
     "lfm2",
-]);
+];
 
-const fn first<const ALL: usize, const SOME: usize>(all: [&'static str; ALL]) -> [&'static str; SOME] {
-    let mut some = [""; SOME];
-    let mut index = 0;
-    while index < SOME {
-        some[index] = all[index];
-        index += 1;
-    }
-    some
-}
-
-/// Returns true for families with convolutions, for which only the CPU has kernels.
+/// Returns true for families with convolutions.
 pub(crate) fn convolves(family: &str) -> bool {
     family.starts_with("lfm2")
 }

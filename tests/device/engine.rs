@@ -6,9 +6,10 @@ use attune::engine::EngineLimits;
 use attune::engine::native::NativeEngine;
 use attune::engine::{Backend as _, EmbedRequest, Event, GenerateRequest, Sampling};
 use attune::model::BaseModel;
+use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::lora::AdapterLease;
 
-use crate::fixtures::{Reference, device, greedy, max_difference, whole_model_on};
+use crate::fixtures::{Reference, TRAINED_FAMILIES, device, greedy, max_difference, whole_model_on};
 use crate::kernels;
 
 fn tokens(engine: &NativeEngine, request: GenerateRequest) -> Vec<u32> {
@@ -52,6 +53,29 @@ fn tokens_drawn_on_the_device_are_those_of_transformers() {
     let on_host = GenerateRequest { logprobs: Some(1), ..on_device.clone() };
     assert_eq!(tokens(&engine, on_device), tokens(&engine, on_host));
     assert_ne!(tokens(&engine, sampled(1)), tokens(&engine, sampled(2)));
+}
+
+/// A convolution's share of the cache is that of the model: the second answer begins with blocks that the first one left
+/// there, and the third one adds an adapter to the layers of its convolutions.
+#[test]
+fn models_with_convolutions_answer_as_transformers_do() {
+    for family in ["lfm2", "lfm2_bias"] {
+        let (model, engine) = start(family);
+        let reference = Reference::read(family, "reference.safetensors");
+        let prompt = reference.ids("input_ids");
+        let prompt = &prompt[..2 * BLOCK_TOKENS + 5];
+        let [first, second] = [(); 2].map(|()| tokens(&engine, greedy(prompt, 24, None)));
+        assert_eq!(first, second, "{family}");
+        let alone = tokens(&engine, greedy(&reference.ids("input_ids")[..12], 24, None));
+        assert_eq!(alone, reference.ids("greedy")[..alone.len()], "{family}");
+        assert!(alone.len() > 4);
+        if TRAINED_FAMILIES.contains(&family) {
+            let adapter = Reference::read(family, "peft/adapter_model.safetensors");
+            let adapter = model.decoder.served(&adapter.adapter("", &model.config, 2.0, &device())).unwrap();
+            let adapted: AdapterLease = Arc::new(adapter);
+            assert_ne!(tokens(&engine, greedy(prompt, 24, Some(&adapted))), first, "{family}");
+        }
+    }
 }
 
 #[test]

@@ -10,8 +10,8 @@ use attune::train::backward::{self, hidden_states};
 use candle_core::{DType, Device, Tensor};
 
 use crate::fixtures::{
-    FAMILIES, Reference, TRAINED_FAMILIES, bears_rounding, convolves, device, folder, load_on, one_sequence,
-    relative_difference, tensor_name,
+    FAMILIES, Reference, TRAINED_FAMILIES, bears_rounding, device, folder, load_on, one_sequence, relative_difference,
+    tensor_name,
 };
 use crate::kernels;
 
@@ -31,10 +31,10 @@ fn halves() -> [Half; 2] {
 }
 
 /// Returns each of `families` with the types that it takes: Gemma's activations overflow in f16, which is refused.
-/// Those with experts have a test of their own, and a GPU has no kernels for convolutions.
+/// Those with experts have a test of their own.
 fn with_halves(families: &[&'static str]) -> Vec<(&'static str, Half)> {
     let mut pairs = Vec::new();
-    for family in families.iter().filter(|family| bears_rounding(family) && !convolves(family)) {
+    for family in families.iter().filter(|family| bears_rounding(family)) {
         let folder = folder(family);
         let config = ModelConfig::read(&folder).unwrap();
         for half in halves() {
@@ -117,7 +117,7 @@ fn gradients_in_two_bytes_are_near_those_of_peft() {
         let (loss, expected) = (report.loss_sum / report.weight_sum, f64::from(reference.scalar("loss")));
         assert!((loss - expected).abs() / expected <= 1e-2, "{family}, {dtype:?}: loss {loss} instead of {expected}");
         for (index, layer) in gradients.iter().enumerate() {
-            for module in config.modules {
+            for module in config.modules_of(index) {
                 let pair = layer.whole_gradient(module).unwrap().unwrap();
                 let name = tensor_name(index, module);
                 for (tensor, part) in [(&pair.a, "lora_A"), (&pair.b, "lora_B")] {

@@ -3,6 +3,7 @@
 mod adapters;
 mod attention;
 mod both_ways;
+mod convolutions;
 mod draws;
 
 use attune::model::kernels::{Activation, Dense, LogitForm, Norm, cuda, reference};

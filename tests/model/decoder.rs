@@ -2,7 +2,7 @@
 //! each runs it over its own kernels, those of the CPU, of a GPU, or of an emulated GPU.
 
 use crate::fixtures::{
-    FAMILIES, Reference, TRAINED_FAMILIES, bears_rounding, convolves, device, floats, folder, load_on, max_difference,
+    FAMILIES, Reference, TRAINED_FAMILIES, bears_rounding, convolves, device, floats, load_on, max_difference,
     one_sequence, relative_difference,
 };
 use attune::model::ModelConfig;
@@ -10,7 +10,6 @@ use attune::model::decoder::{Decoder, SequenceRows};
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune::model::linear::Storage;
 use attune::model::lora::Adapter;
-use attune::model::weights::Weights;
 use attune::train::YieldPolicy;
 use attune::train::backward::{self, Objective, PassOptions, hidden_states};
 use attune::train::preference::Preferences;
@@ -21,29 +20,12 @@ fn load(family: &str) -> (ModelConfig, Decoder) {
     load_on(family, &crate::kernels(), &Storage::default())
 }
 
-/// Returns true for families that the kernels under test know.
-fn has_kernels(family: &&str) -> bool {
-    crate::kernels().is_cpu() || !convolves(family)
-}
-
-#[test]
-fn a_gpu_refuses_convolutions_by_name() {
-    let kernels = crate::kernels();
-    if kernels.is_cpu() {
-        return;
-    }
-    let config = ModelConfig::read(&folder("lfm2")).unwrap();
-    let weights = Weights::open(&folder("lfm2"), kernels.device()).unwrap();
-    let said = Decoder::load_on(&config, &weights, &Storage::default(), &kernels).unwrap_err().to_string();
-    assert!(said.contains("lfm2") && said.contains("GPU"), "{said}");
-}
-
 /// Largest absolute difference of a logit, in f32.
 const LOGIT_TOLERANCE: f32 = 1e-4;
 
 #[test]
 fn logits_and_hidden_states_equal_transformers_for_every_family() {
-    for family in FAMILIES.into_iter().filter(has_kernels) {
+    for family in FAMILIES.into_iter() {
         let (_, decoder) = load(family);
         let reference = Reference::read(family, "reference.safetensors");
         let hidden = hidden_states(&decoder, None, &one_sequence(&reference.ids("input_ids"))).unwrap();
@@ -81,7 +63,7 @@ fn stepwise_logits(
 
 #[test]
 fn serving_in_chunks_over_the_paged_cache_gives_the_logits_of_transformers() {
-    for family in FAMILIES.into_iter().filter(has_kernels) {
+    for family in FAMILIES.into_iter() {
         let (_, decoder) = load(family);
         let reference = Reference::read(family, "reference.safetensors");
         let tokens = reference.ids("input_ids");
@@ -94,7 +76,7 @@ fn serving_in_chunks_over_the_paged_cache_gives_the_logits_of_transformers() {
 
 #[test]
 fn a_sequence_with_convolutions_may_be_cut_at_every_position() {
-    for family in FAMILIES.into_iter().filter(|family| convolves(family)).filter(has_kernels) {
+    for family in FAMILIES.into_iter().filter(|family| convolves(family)) {
         let (_, decoder) = load(family);
         let reference = Reference::read(family, "reference.safetensors");
         let (tokens, expected) = (reference.ids("input_ids"), reference.floats("logits"));
@@ -113,7 +95,7 @@ fn a_sequence_with_convolutions_may_be_cut_at_every_position() {
 /// no part in each other's.
 #[test]
 fn sequences_with_convolutions_share_the_blocks_of_their_beginning_alone() {
-    for family in FAMILIES.into_iter().filter(|family| convolves(family)).filter(has_kernels) {
+    for family in FAMILIES.into_iter().filter(|family| convolves(family)) {
         let (config, decoder) = load(family);
         let tokens = Reference::read(family, "reference.safetensors").ids("input_ids");
         let (first, mut second) = (tokens.clone(), tokens.clone());
@@ -139,7 +121,7 @@ fn sequences_with_convolutions_share_the_blocks_of_their_beginning_alone() {
 
 #[test]
 fn an_adapter_gives_the_logits_of_peft_in_training_and_in_serving() {
-    for family in TRAINED_FAMILIES.into_iter().filter(has_kernels) {
+    for family in TRAINED_FAMILIES.into_iter() {
         let (config, decoder) = load(family);
         let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let reference = Reference::read(family, "peft/reference.safetensors");
@@ -155,7 +137,7 @@ fn an_adapter_gives_the_logits_of_peft_in_training_and_in_serving() {
 
 #[test]
 fn an_adapter_whose_b_is_zero_changes_no_bit() {
-    for family in TRAINED_FAMILIES.into_iter().filter(has_kernels) {
+    for family in TRAINED_FAMILIES.into_iter() {
         let (config, decoder) = load(family);
         let zero = Reference::read(family, "peft/curve.safetensors").adapter("init.", &config, 2.0, &device());
         let tokens = Reference::read(family, "reference.safetensors").ids("input_ids");
@@ -170,7 +152,7 @@ fn an_adapter_whose_b_is_zero_changes_no_bit() {
 
 #[test]
 fn loss_and_gradients_equal_peft() {
-    for family in TRAINED_FAMILIES.into_iter().filter(has_kernels) {
+    for family in TRAINED_FAMILIES.into_iter() {
         let (config, decoder) = load(family);
         let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let reference = Reference::read(family, "peft/reference.safetensors");
@@ -255,7 +237,7 @@ fn gradients_with_dropout_are_those_of_the_loss() {
 /// loss.
 #[test]
 fn preferences_have_the_gradient_of_their_loss() {
-    for family in TRAINED_FAMILIES.into_iter().filter(has_kernels) {
+    for family in TRAINED_FAMILIES.into_iter() {
         let (config, decoder) = load(family);
         let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let batch = Reference::read(family, "peft/reference.safetensors").batch();
@@ -340,7 +322,7 @@ fn greedy_together(
 
 #[test]
 fn greedy_tokens_equal_transformers() {
-    for family in FAMILIES.into_iter().filter(has_kernels) {
+    for family in FAMILIES.into_iter() {
         let (_, decoder) = load(family);
         let reference = Reference::read(family, "reference.safetensors");
         let prompt = &reference.ids("input_ids")[..12];
@@ -351,7 +333,7 @@ fn greedy_tokens_equal_transformers() {
 
 #[test]
 fn a_batch_of_mixed_adapters_gives_the_greedy_tokens_of_each_request_alone() {
-    for family in TRAINED_FAMILIES.into_iter().filter(has_kernels) {
+    for family in TRAINED_FAMILIES.into_iter() {
         let (config, decoder) = load(family);
         let first = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let second = Reference::read(family, "peft/curve.safetensors").adapter("final.", &config, 2.0, &device());
@@ -378,7 +360,7 @@ fn a_batch_of_mixed_adapters_gives_the_greedy_tokens_of_each_request_alone() {
 #[ignore = "writes files for the Python side of `make parity`"]
 fn write_adapters_for_peft() {
     let out = std::path::PathBuf::from(std::env::var("PARITY_OUT").expect("PARITY_OUT names the folder to write to"));
-    for family in TRAINED_FAMILIES.into_iter().filter(has_kernels) {
+    for family in TRAINED_FAMILIES.into_iter() {
         let (config, decoder) = load(family);
         let adapter = Reference::read(family, "peft/curve.safetensors").adapter("final.", &config, 2.0, &device());
         let files = attune::adapters::peft::write(&adapter, family).unwrap();

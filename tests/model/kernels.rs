@@ -6,8 +6,8 @@
 use std::ops::Range;
 
 use attune::model::kernels::{
-    Activation, AttentionForm, AttentionState, CachedStep, Kernels, LogitForm, LoraRows, PackedRows, SequenceRows, cpu,
-    reference,
+    Activation, AttentionForm, AttentionState, CachedStep, Filters, Kernels, LogitForm, LoraRows, PackedRows,
+    SequenceRows, cpu, reference,
 };
 use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::lora::LoraPair;
@@ -229,6 +229,32 @@ fn packed_attention_agrees_and_its_backward_is_the_gradient() {
         assert_is_gradient(|q| forward(q, &k, &v).0, &q, &dout, &dq);
         assert_is_gradient(|k| forward(&q, k, &v).0, &k, &dout, &dk);
         assert_is_gradient(|v| forward(&q, &k, v).0, &v, &dout, &dv);
+    }
+}
+
+#[test]
+fn packed_convolutions_agree_and_their_backward_is_the_gradient() {
+    let packed = PackedRows::new(&SEQUENCES, &KERNELS).unwrap();
+    for (channels, taps, has_bias) in [(64, 3, false), (40, 4, true), (13, 1, true), (24, 16, false)] {
+        let bias = has_bias.then(|| random(channels, 3));
+        let filters = Filters { weight: random((channels, taps), 2), bias };
+        let (projected, dy) = (random((282, 3 * channels), 1), random((282, channels), 4));
+        let forward = |projected: &Tensor| KERNELS.packed_convolution(projected, &filters, &packed).unwrap();
+        let plain = reference::packed_convolution(&projected, &filters, &SEQUENCES).unwrap();
+        assert_close(&forward(&projected), &plain, 1e-5);
+        let gradient = KERNELS.packed_convolution_backward(&projected, &filters, &dy, &packed).unwrap();
+        let plain = reference::packed_convolution_backward(&projected, &filters, &dy, &SEQUENCES).unwrap();
+        assert_close(&gradient, &plain, 1e-4);
+        // In each of B, C and x the result is linear, so that differences are exact.
+        let parts = |tensor: &Tensor| [0, 1, 2].map(|part| tensor.narrow(1, part * channels, channels).unwrap());
+        for (part, (values, gradient)) in parts(&projected).iter().zip(parts(&gradient)).enumerate() {
+            let of_part = |values: &Tensor| {
+                let mut parts = parts(&projected);
+                parts[part] = values.clone();
+                forward(&Tensor::cat(&parts, 1).unwrap())
+            };
+            assert_is_gradient(of_part, &values.contiguous().unwrap(), &dy, &gradient);
+        }
     }
 }
 

@@ -7,10 +7,10 @@ use candle_core::Tensor;
 use super::Context;
 use super::loading::BlockWeights;
 use super::projection::Projection;
+use crate::Result;
 use crate::config::ConvolutionConfig;
-use crate::kernels::{Filters, Kernels};
+use crate::kernels::{Filters, GpuKernels, Kernels};
 use crate::lora::Site;
-use crate::{Error, Result};
 
 /// The convolution of one block.
 #[derive(Debug)]
@@ -35,10 +35,6 @@ pub struct ConvolutionActivations {
 
 impl Convolution {
     pub(super) fn load(from: &BlockWeights<'_>, config: &ConvolutionConfig) -> Result<Self> {
-        if !from.kernels.is_cpu() {
-            let why = "short convolutions (model_type lfm2) have no kernels for GPUs yet: serve this model on the CPU";
-            return Err(Error::Setup(why.into()));
-        }
         let hidden = from.config.hidden_size;
         let weight = from.filters("conv.conv.weight", [hidden, config.taps])?;
         let bias = config.bias.then(|| from.tensor("conv.conv.bias", hidden)).transpose()?;
@@ -55,5 +51,17 @@ impl Convolution {
         let projected = self.input.of(x, context)?; // [rows, 3 · hidden]
         let convolved = context.convolve(self, &projected)?; // [rows, hidden]
         Ok(ConvolutionActivations { projected, convolved })
+    }
+    /// Maps the tensors for `kernels`; `None` if the layers are packed or quantized.
+    pub(super) fn with(
+        &self,
+        kernels: &GpuKernels,
+        change: &impl Fn(&Tensor) -> Result<Tensor>,
+    ) -> Result<Option<Self>> {
+        let (input, output) = (self.input.with(kernels, change)?, self.output.with(kernels, change)?);
+        let (Some(input), Some(output)) = (input, output) else { return Ok(None) };
+        let bias = self.filters.bias.as_ref().map(change).transpose()?;
+        let filters = Filters { weight: change(&self.filters.weight)?, bias };
+        Ok(Some(Self { input, output, filters, kernels: Kernels::Gpu(kernels.clone()) }))
     }
 }

@@ -59,7 +59,7 @@ impl Mixer {
         }
     }
 
-    /// Maps the tensors for `kernels`; `None` if the layers are packed or quantized, or have no kernels for a GPU.
+    /// Maps the tensors for `kernels`; `None` if the layers are packed or quantized.
     pub(super) fn with(
         &self,
         kernels: &GpuKernels,
@@ -67,7 +67,7 @@ impl Mixer {
     ) -> Result<Option<Self>> {
         match self {
             Self::Attention(attention) => Ok(attention.with(kernels, change)?.map(Self::Attention)),
-            Self::Convolution(_) => Ok(None),
+            Self::Convolution(convolution) => Ok(convolution.with(kernels, change)?.map(Self::Convolution)),
         }
     }
 }

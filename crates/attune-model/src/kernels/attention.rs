@@ -13,7 +13,7 @@ use crate::{Error, Result};
 pub struct PackedRows<'a> {
     pub(super) sequences: &'a [Range<usize>],
     /// Tables for a GPU's kernels; `None` on the CPU.
-    tables: Option<RowTables>,
+    pub(super) tables: Option<RowTables>,
 }
 
 impl<'a> PackedRows<'a> {
@@ -29,7 +29,7 @@ impl<'a> PackedRows<'a> {
 pub struct CachedStep<'a> {
     pub(super) sequences: &'a [SequenceRows<'a>],
     /// Tables for a GPU's kernels; `None` on the CPU.
-    tables: Option<RowTables>,
+    pub(super) tables: Option<RowTables>,
 }
 
 impl<'a> CachedStep<'a> {

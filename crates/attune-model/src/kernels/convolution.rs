@@ -1,16 +1,18 @@
-//! Gated short convolutions along sequences, for the CPU alone so far. Called by the decoder and by its backward pass.
+//! Gated short convolutions along sequences, on the CPU and on a GPU. Called by the decoder and by its backward pass.
 
 use candle_core::Tensor;
 
-use super::{CachedStep, Filters, Kernels, PackedRows, cpu};
-use crate::{Error, Result};
+use super::{CachedStep, Filters, Kernels, PackedRows, cpu, cuda};
+use crate::Result;
 
 impl Kernels {
     /// Computes C ⊙ convolve(B ⊙ x), `[rows, channels]`, inside each sequence of `rows`; `projected` is B, C and x side by
     /// side, `[rows, 3 · channels]`.
     pub fn packed_convolution(&self, projected: &Tensor, filters: &Filters, rows: &PackedRows<'_>) -> Result<Tensor> {
-        self.only_on_the_cpu()?;
-        cpu::convolution::forward(projected, filters, rows.sequences)
+        match (self, &rows.tables) {
+            (Self::Gpu(gpu), Some(tables)) => cuda::convolution::packed(gpu.launcher(), projected, filters, tables),
+            _ => cpu::convolution::forward(projected, filters, rows.sequences),
+        }
     }
 
     /// Computes the gradient of [`Kernels::packed_convolution`] with respect to `projected`.
@@ -21,8 +23,12 @@ impl Kernels {
         dy: &Tensor,
         rows: &PackedRows<'_>,
     ) -> Result<Tensor> {
-        self.only_on_the_cpu()?;
-        cpu::convolution::backward(projected, filters, dy, rows.sequences)
+        match (self, &rows.tables) {
+            (Self::Gpu(gpu), Some(tables)) => {
+                cuda::convolution::packed_backward(gpu.launcher(), projected, filters, dy, tables)
+            }
+            _ => cpu::convolution::backward(projected, filters, dy, rows.sequences),
+        }
     }
 
     /// Computes the same for a step's new rows over the cache, `inputs` `[blocks · (taps − 1), 1, channels]` with B ⊙ x of
@@ -34,11 +40,11 @@ impl Kernels {
         inputs: &Tensor,
         step: &CachedStep<'_>,
     ) -> Result<Tensor> {
-        self.only_on_the_cpu()?;
-        cpu::convolution::cached(projected, filters, inputs, step.sequences)
-    }
-
-    fn only_on_the_cpu(&self) -> Result<()> {
-        if self.is_cpu() { Ok(()) } else { Err(Error::Internal("a GPU has no kernels for convolutions".into())) }
+        match (self, &step.tables) {
+            (Self::Gpu(gpu), Some(tables)) => {
+                cuda::convolution::cached(gpu.launcher(), projected, filters, inputs, tables)
+            }
+            _ => cpu::convolution::cached(projected, filters, inputs, step.sequences),
+        }
     }
 }

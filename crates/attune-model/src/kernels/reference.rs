@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use candle_core::{D, DType, Device, Tensor};
 
-use super::{Activation, AttentionForm, AttentionState, CrossEntropy, LogitForm, SequenceRows};
+use super::{Activation, AttentionForm, AttentionState, CrossEntropy, Filters, LogitForm, SequenceRows};
 use crate::Result;
 use crate::kv_cache::BLOCK_TOKENS;
 use crate::lora::LoraPair;
@@ -283,6 +283,61 @@ pub fn cached_attention(
         outs.push(p.matmul(&v)?.transpose(0, 1)?.contiguous()?);
     }
     Ok(Tensor::cat(&outs, 0)?)
+}
+
+/// Returns B, C and x of the rows of one sequence, `[rows, channels]` each.
+fn convolution_parts(projected: &Tensor, rows: &Range<usize>) -> Result<[Tensor; 3]> {
+    let (rows, width) = (projected.narrow(0, rows.start, rows.len())?, projected.dim(1)? / 3);
+    let part = |index: usize| rows.narrow(1, index * width, width);
+    Ok([part(0)?, part(1)?, part(2)?])
+}
+
+/// Returns the weights of the tap for rows `back` before the current one, `[1, channels]`.
+fn tap(filters: &Filters, back: usize) -> Result<Tensor> {
+    Ok(filters.weight.narrow(1, filters.weight.dim(1)? - 1 - back, 1)?.t()?)
+}
+
+/// Computes the bias plus the sum of each tap's weights times the rows so many before, of one sequence.
+fn convolved(inputs: &Tensor, filters: &Filters) -> Result<Tensor> {
+    let rows = inputs.dim(0)?;
+    let mut z = inputs.zeros_like()?;
+    if let Some(bias) = &filters.bias {
+        z = z.broadcast_add(bias)?;
+    }
+    for back in 0..filters.weight.dim(1)? {
+        let before = inputs.pad_with_zeros(0, back, 0)?.narrow(0, 0, rows)?;
+        z = (z + before.broadcast_mul(&tap(filters, back)?)?)?;
+    }
+    Ok(z)
+}
+
+/// See [`super::Kernels::packed_convolution`].
+pub fn packed_convolution(projected: &Tensor, filters: &Filters, sequences: &[Range<usize>]) -> Result<Tensor> {
+    let of = |rows: &Range<usize>| -> Result<Tensor> {
+        let [b, c, x] = convolution_parts(projected, rows)?;
+        Ok((c * convolved(&(b * x)?, filters)?)?)
+    };
+    Ok(Tensor::cat(&sequences.iter().map(of).collect::<Result<Vec<_>>>()?, 0)?)
+}
+
+/// See [`super::Kernels::packed_convolution_backward`].
+pub fn packed_convolution_backward(
+    projected: &Tensor,
+    filters: &Filters,
+    dy: &Tensor,
+    sequences: &[Range<usize>],
+) -> Result<Tensor> {
+    let of = |rows: &Range<usize>| -> Result<Tensor> {
+        let ([b, c, x], dy) = (convolution_parts(projected, rows)?, dy.narrow(0, rows.start, rows.len())?);
+        let (dc, dz) = ((&dy * convolved(&(&b * &x)?, filters)?)?, (dy * c)?);
+        let mut du = dz.zeros_like()?;
+        for ahead in 0..filters.weight.dim(1)? {
+            let behind = dz.pad_with_zeros(0, 0, ahead)?.narrow(0, ahead, rows.len())?;
+            du = (du + behind.broadcast_mul(&tap(filters, ahead)?)?)?;
+        }
+        Ok(Tensor::cat(&[(&du * x)?, dc, (du * b)?], 1)?)
+    };
+    Ok(Tensor::cat(&sequences.iter().map(of).collect::<Result<Vec<_>>>()?, 0)?)
 }
 
 /// See [`super::Kernels::to_logits`].

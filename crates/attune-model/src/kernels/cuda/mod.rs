@@ -5,6 +5,7 @@
 //! is f32.
 
 pub mod attention;
+pub mod convolution;
 pub mod decode;
 pub mod draw;
 #[cfg(feature = "cuda")]
