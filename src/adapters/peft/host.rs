@@ -31,6 +31,9 @@ use crate::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 /// it; others a twentieth.
 const MAX_HEADER_BYTES: u64 = 8 << 20;
 
+/// Names of the list of blocks in models that read images, too, around a language model: in transformers 5, and before.
+const WRAPPED: [&str; 2] = ["model.language_model.layers", "language_model.model.layers"];
+
 /// The checked files of one generation.
 pub struct HostAdapter {
     id: String,
@@ -119,7 +122,9 @@ impl HostAdapter {
         let blocks = model.num_hidden_layers;
         let updates = experts.updates(&config, model, max_rank, &mut weights, pieces)?;
         let rank = updates.iter().map(|update| update.a.shape.0).max().unwrap_or(0);
-        let mut adapter = Self { id, weights, blocks, names, rank, updates };
+        // Without its wrapper the language model has the usual names.
+        let own = if WRAPPED.contains(&names.blocks) { model.block_names() } else { names };
+        let mut adapter = Self { id, weights, blocks, names: own, rank, updates };
         for (block, index) in all_places(model, &names) {
             let module = &names.modules[index];
             let path = &names.path(block, module.path);
@@ -313,7 +318,10 @@ impl Places {
         };
         // A file has the names of one program: where the first of its layers is known, all others must be.
         let is_known = |names: &BlockNames| tensors.keys().any(|name| layer(names, name).is_some());
-        let names = model.adapter_names().find(is_known).unwrap_or_else(|| model.block_names());
+        let usual = model.block_names();
+        let wrapped = WRAPPED.into_iter().filter(|_| usual.blocks == "model.layers");
+        let wrapped = wrapped.map(|blocks| BlockNames { blocks, ..usual });
+        let names = model.adapter_names().chain(wrapped).find(is_known).unwrap_or(usual);
         let (mut halves, mut experts) = (Halves::new(), ExpertHalves::default());
         for (name, info) in &tensors {
             let place = parse_name(name, &names).filter(|(block, ..)| *block < model.num_hidden_layers);
