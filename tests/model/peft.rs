@@ -8,6 +8,7 @@ mod forms;
 mod fused;
 mod pieces;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use attune::adapters::Error;
@@ -20,6 +21,7 @@ use attune::model::ModelConfig;
 use attune::model::lora::MAX_RANK;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use candle_core::{DType, Device, Tensor};
+use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 const FAMILIES: [&str; 16] = [
@@ -107,6 +109,49 @@ fn adapters_that_peft_saved_are_read_and_survive_a_round_trip_to_the_bit() {
         let again = peft::read(&written.config, &written.weights, &model(family), &Device::Cpu).unwrap();
         assert_same(&read, &again);
         assert_eq!(again.id, written.id());
+    }
+}
+
+/// In each family, an adapter that went through has the very file of weights that PEFT saved, and settings that mean the
+/// same.
+#[test]
+fn what_is_written_has_the_bytes_of_what_peft_saved() {
+    for family in FAMILIES {
+        let (config, weights) = files(family);
+        let read = peft::read(&config, &weights, &model(family), &Device::Cpu).unwrap();
+        let written = peft::write(&read, family).unwrap();
+        let [saved, ours] = [&weights, &written.weights].map(|file| SafeTensors::deserialize(file).unwrap());
+        assert_eq!(saved.len(), ours.len(), "{family}");
+        for (name, tensor) in saved.tensors() {
+            assert_eq!(ours.tensor(&name).unwrap(), tensor, "{family}: {name}");
+        }
+        assert!(written.weights == weights, "{family}: the tensors are the same, and the bytes around them are not");
+        let [saved, ours]: [Value; 2] =
+            [&config, &written.config].map(|config| serde_json::from_slice(config).unwrap());
+        let targets = |config: &Value| -> BTreeSet<String> {
+            config["target_modules"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().into()).collect()
+        };
+        assert_eq!(targets(&saved), targets(&ours), "{family}");
+        for (field, value) in saved.as_object().unwrap() {
+            let same = UNLIKE.contains(&field.as_str())
+                || is_nothing(value) && is_nothing(&ours[field])
+                || ours[field] == *value;
+            assert!(same, "{family}: {field} was {value} and is {}", ours[field]);
+        }
+    }
+}
+
+/// Settings that differ: names, and what is of no use to an adapter that is not of QA-LoRA or Megatron.
+const UNLIKE: [&str; 5] =
+    ["base_model_name_or_path", "target_modules", "peft_version", "megatron_core", "qalora_group_size"];
+
+/// Returns true for settings that say nothing.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
     }
 }
 
