@@ -8,6 +8,7 @@ equal the server's. The exit status is 1 where fewer than 95 of 100 agree: both 
 different orders, so that a rare tie between two tokens may fall differently.
 """
 
+import argparse
 import sys
 
 import torch
@@ -38,4 +39,6 @@ def reference(letters, adapter, _folder):
 
 
 if __name__ == "__main__":
-    sys.exit(check(__doc__, {"PEFT": reference}))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", required=True, help="the attune program to check")
+    sys.exit(check(parser.parse_args().binary, {"PEFT": reference}))

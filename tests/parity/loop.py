@@ -1,7 +1,6 @@
 """What the checks of a whole loop have in common: an adapter trained through a real server, what the server answers with it,
 and the files that it hands out."""
 
-import argparse
 import io
 import shutil
 import sys
@@ -70,15 +69,12 @@ def same(letters, ours, theirs, whose):
     return share
 
 
-def check(what, elsewhere):
-    """The exit status of a check that says of itself `what` it is: `elsewhere` names other programs, with what each of them
-    answers to letters with the adapter in a folder, `folder` being one for files of its own."""
-    parser = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--binary", required=True, help="the attune program to check")
-    arguments = parser.parse_args()
+def check(binary, elsewhere):
+    """The exit status of a check of the program `binary`: `elsewhere` names other programs, with what each of them answers to
+    letters with the adapter in a folder, `folder` being one for files of its own."""
     asked = letters()
     with tempfile.TemporaryDirectory() as folder:
-        served, adapter = serve(arguments.binary, asked, folder)
+        served, adapter = serve(binary, asked, folder)
         theirs = {whose: answers(asked, adapter, Path(folder)) for whose, answers in elsewhere.items()}
     shares = [same(asked, served, answers, whose) for whose, answers in theirs.items()]
     return 0 if min(shares) >= AGREE_AT_LEAST else 1

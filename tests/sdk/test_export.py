@@ -2,85 +2,22 @@
 the adapter as llama.cpp loads it, read with gguf-py and added to the weights by hand."""
 
 import io
-import json
-import math
 import subprocess
 import tarfile
 from urllib.parse import quote
 
-import adapterlib
 import attunelib
 import httpx
 import numpy
 import pytest
 from conftest import sdk
-from gguf import GGUFReader, GGUFValueType, GGUFWriter, dequantize
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, dequantize
+from wide_adapters import BLOCKS, DIM, HEADS, KV_HEADS, LAYERS, archive, matrices, scale_of
 
 pytestmark = pytest.mark.timeout(600)
 
-SHAPE = adapterlib.SHAPE
-HEADS, KV_HEADS, DIM = SHAPE["num_attention_heads"], SHAPE["num_key_value_heads"], SHAPE["head_dim"]
-HIDDEN, WIDTH, BLOCKS = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["num_hidden_layers"]
-# Outputs and inputs of each layer, and its name in GGUF files.
-LAYERS = {
-    "self_attn.q_proj": (HEADS * DIM, HIDDEN, "attn_q"),
-    "self_attn.k_proj": (KV_HEADS * DIM, HIDDEN, "attn_k"),
-    "self_attn.v_proj": (KV_HEADS * DIM, HIDDEN, "attn_v"),
-    "self_attn.o_proj": (HIDDEN, HEADS * DIM, "attn_output"),
-    "mlp.gate_proj": (WIDTH, HIDDEN, "ffn_gate"),
-    "mlp.up_proj": (WIDTH, HIDDEN, "ffn_up"),
-    "mlp.down_proj": (HIDDEN, WIDTH, "ffn_down"),
-}
-# rsLoRA, with other ranks and alphas in some layers: one alpha for all does not say that.
-RANK, ALPHA = 4, 6
-RANKS, ALPHAS = {"v_proj": 2, "down_proj": 8}, {"k_proj": 11, "down_proj": 3}
 PROMPTS = ["The capital of", "A letter to the customer about order 1234:\n", "one two three"]
 TOKENS = 24
-
-
-def rank_of(layer):
-    return RANKS.get(layer.rsplit(".", 1)[-1], RANK)
-
-
-def scale_of(layer):
-    return ALPHAS.get(layer.rsplit(".", 1)[-1], ALPHA) / math.sqrt(rank_of(layer))
-
-
-def matrices(seed, size):
-    """A and B of every layer."""
-    numbers = numpy.random.default_rng(seed)
-    made = {}
-    for block in range(BLOCKS):
-        for layer, (outputs, inputs, _) in LAYERS.items():
-            rank = rank_of(layer)
-            a = numbers.uniform(-0.1, 0.1, (rank, inputs)).astype("<f4")
-            made[block, layer] = a, (size * numbers.uniform(-0.1, 0.1, (outputs, rank))).astype("<f4")
-    return made
-
-
-def archive(made, base):
-    """The PEFT folder of such matrices on the model `base`, as an archive."""
-    config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": RANK, "lora_alpha": ALPHA,
-        "use_rslora": True, "rank_pattern": RANKS, "alpha_pattern": ALPHAS,
-        "target_modules": [layer.rsplit(".", 1)[-1] for layer in LAYERS],
-    }  # fmt: skip
-    header, data = {}, bytearray()
-    for (block, layer), pair in made.items():
-        for half, values in zip("AB", pair, strict=True):
-            name = f"base_model.model.model.layers.{block}.{layer}.lora_{half}.weight"
-            end = len(data) + values.nbytes
-            header[name] = {"dtype": "F32", "shape": values.shape, "data_offsets": [len(data), end]}
-            data += values.tobytes()
-    text = json.dumps(header).encode()
-    weights = len(text).to_bytes(8, "little") + text + bytes(data)
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for name, content in (("adapter_config.json", json.dumps(config).encode()), ("adapter_model.safetensors", weights)):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    return out.getvalue()
 
 
 def load(server, name, content):
@@ -120,10 +57,10 @@ def farthest(one, other):
     return max(abs(a - b) for left, right in zip(one, other, strict=True) for a, b in zip(left, right, strict=True))
 
 
-def settings(folder, models):
-    """A configuration with these models by id."""
+def settings(folder, models, more=""):
+    """A configuration with these models by id, with `more` lines for each."""
     file = folder / "attune.toml"
-    file.write_text("".join(f'[[models]]\nid = "{name}"\npath = "{path}"\n' for name, path in models.items()))
+    file.write_text("".join(f'[[models]]\nid = "{name}"\npath = "{path}"\n{more}' for name, path in models.items()))
     return file
 
 
@@ -148,12 +85,14 @@ def outputs(binary, start_server, tmp_path_factory):
     config = settings(folder, {"plain": plain})
     second = start_server("--config", str(config))
     load(second, "wide", archive(made, "plain"))
+    load(second, "nothing", archive(matrices(6, 0.0), "plain"))
     for name, form in (("gguf-of-gguf", "gguf"), ("folder-of-gguf", "safetensors")):
         files[name] = exported(binary, second, "wide", "--merged", form, "--type", "f32", folder / name, config=config)
     adapter = exported(binary, second, "wide", "--adapter", "gguf", folder / "adapter.gguf", config=config)
+    blocks = exported(binary, second, "nothing", "--merged", "gguf", "--type", "q8_0", folder / "blocks.gguf", config=config)
     downloaded = httpx.get(f"{second.url}/v1/models/{quote('wide')}/adapter", params={"format": "gguf"}, timeout=60)
     assert downloaded.content == adapter.read_bytes()
-    return {"made": made, "plain": plain, "files": files, "adapter": adapter, "folder": folder,
+    return {"made": made, "plain": plain, "blocks": blocks, "files": files, "adapter": adapter, "folder": folder,
             "expected": expected, "of_gguf": answers(second, "wide")}  # fmt: skip
 
 
@@ -204,6 +143,25 @@ def test_the_adapters_gguf_file_means_what_the_adapter_does(start_server, output
     texts, logprobs = answers(server, "hand")
     assert texts == outputs["of_gguf"][0]
     assert farthest(logprobs, outputs["of_gguf"][1]) < 1e-3
+
+
+def test_on_a_quantized_base_it_is_added_to_the_dequantized_weights(binary, start_server, outputs):
+    """With `dtype` the server multiplies by these in f32, and so rounds no activation."""
+    folder = outputs["folder"]
+    kinds = {tensor.name: tensor.tensor_type for tensor in GGUFReader(outputs["blocks"]).tensors}
+    assert kinds["blk.0.attn_q.weight"] == GGMLQuantizationType.Q8_0
+    config = settings(folder, {"blocks": outputs["blocks"]}, 'dtype = "f32"\n')
+    server = start_server("--config", str(config))
+    load(server, "wide", archive(outputs["made"], "blocks"))
+    adapter = exported(binary, server, "wide", "--adapter", "gguf", folder / "of-blocks.gguf", config=config)
+    wanted = answers(server, "wide")
+    assert wanted[0] != answers(server, "blocks")[0]
+    target = folder / "by-hand-of-blocks.gguf"
+    by_hand(outputs["blocks"], adapter, target)
+    hand = start_server("--config", str(settings(folder, {"hand": target})))
+    texts, logprobs = answers(hand, "hand")
+    assert texts == wanted[0]
+    assert farthest(logprobs, wanted[1]) < 1e-3
 
 
 def test_rows_of_query_and_key_are_in_llama_cpps_order(outputs):
