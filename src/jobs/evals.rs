@@ -1,6 +1,6 @@
-//! Evals that are attached to jobs: a run on the new model and another one once the job has succeeded, and what follows
-//! from it. A trigger notes each such job in the statement that ends it; the run is made once, and its result is told once,
-//! each by one statement, so that any process can do either at any time. `api::evals::attached` does.
+//! Evals that are attached to jobs: a run on the new model and another one once the job has succeeded, and what
+//! follows from it. A trigger notes each such job in the statement that ends it; the run is made once, and its result
+//! is told once, each by one statement, so that any process can do either at any time. `api::evals::attached` does.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -129,7 +129,8 @@ impl Queue {
         Ok(sqlx::query_as(sql::EVAL_WAITING).bind(BATCH).fetch_all(&self.store.pool).await?)
     }
 
-    /// Makes the run of a job's eval, in the background of its key; false if it has one already, or if the eval is gone.
+    /// Makes the run of a job's eval, in the background of its key; false if it has one already, or if the eval is
+    /// gone.
     pub async fn begin_eval(&self, job: &Job, eval: &JobEval, new: NewRun) -> Result<bool> {
         let begun = sqlx::query(sql::EVAL_BEGIN)
             .bind(job.key)
@@ -151,8 +152,8 @@ impl Queue {
         Ok(sqlx::query_as(sql::EVAL_ENDED).bind(BATCH).fetch_all(&self.store.pool).await?)
     }
 
-    /// Tells what came of a job's eval, and moves the alias if that is to be; `None` if it was told before, else whether
-    /// the alias was moved.
+    /// Tells what came of a job's eval, and moves the alias if that is to be; `None` if it was told before, else
+    /// whether the alias was moved.
     pub async fn tell_eval(&self, job: &Job, told: Told) -> Result<Option<bool>> {
         let moves = told.moves.as_ref();
         let from = match moves.map(|moves| &moves.from) {

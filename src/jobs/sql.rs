@@ -1,5 +1,5 @@
-//! The statements on jobs, their events, checkpoints and evals, and on batches: a file each in `sql/`. `tests/jobs/statements.rs` lets the
-//! database prepare them all.
+//! The statements on jobs, their events, checkpoints and evals, and on batches: a file each in `sql/`.
+//! `tests/jobs/statements.rs` lets the database prepare them all.
 //!
 //! A statement that changes a job's state also adds the event of the change (`said`): the new status, or the stop that
 //! the client asked for; `api` words it. Each locks the job's row before an event takes its number, so that the events

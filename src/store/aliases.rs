@@ -1,5 +1,6 @@
-//! Names that an organisation gives models and moves from one to another. `api::models::aliases` lists, moves and deletes
-//! them, `api::models::names` asks what a name stands for, and `jobs::evals` moves one to a model that was found better.
+//! Names that an organisation gives models and moves from one to another. `api::models::aliases` lists, moves and
+//! deletes them, `api::models::names` asks what a name stands for, and `jobs::evals` moves one to a model that was
+//! found better.
 
 use crate::store::{Error, Result, Store};
 
@@ -34,9 +35,9 @@ macro_rules! alias_query {
 }
 
 impl Store {
-    /// Lets the name stand for `model` from now on. `owned` says that the model is a fine-tuned one of the organisation,
-    /// whose deletion then sees the alias: [`Error::ModelNotFound`] if it is gone. [`Error::TooManyAliases`] if the name is
-    /// one too many.
+    /// Lets the name stand for `model` from now on. `owned` says that the model is a fine-tuned one of the
+    /// organisation, whose deletion then sees the alias: [`Error::ModelNotFound`] if it is gone.
+    /// [`Error::TooManyAliases`] if the name is one too many.
     pub async fn set_alias(&self, organization: &str, name: &str, model: &str, owned: bool) -> Result<Alias> {
         let set: Option<Alias> = sqlx::query_as(alias_query!(
             "with held as materialized (
@@ -69,8 +70,8 @@ impl Store {
         }
     }
 
-    /// Returns the model that the name stands for; `None` if it is no alias, or if a fine-tuned model of the organisation has
-    /// the name.
+    /// Returns the model that the name stands for; `None` if it is no alias, or if a fine-tuned model of the
+    /// organisation has the name.
     pub async fn alias_target(&self, organization: &str, name: &str) -> Result<Option<String>> {
         let target = sqlx::query_scalar(
             "select model from model_aliases where organization = $1 and name = $2

@@ -1,5 +1,6 @@
-//! All SQL but the job queue's: uploaded files, also in parts, fine-tuned models and their aliases, stored completions and responses, API keys, usage,
-//! evals, webhooks, sessions of the page; the private Postgres; blobs on disk. Called by `api` and `jobs`.
+//! All SQL but the job queue's: uploaded files, also in parts, fine-tuned models and their aliases, stored
+//! completions and responses, API keys, usage, evals, webhooks, sessions of the page; the private Postgres; blobs on
+//! disk. Called by `api` and `jobs`.
 
 pub mod aliases;
 pub mod background_responses;

@@ -148,8 +148,8 @@ impl Store {
         Ok((found, more || fitting < sizes.len()))
     }
 
-    /// Returns the ids of the newest `limit` stored answers of the organisation that pass the filter, the oldest of them
-    /// first.
+    /// Returns the ids of the newest `limit` stored answers of the organisation that pass the filter, the oldest of
+    /// them first.
     pub async fn completion_ids(
         &self,
         organization: &str,

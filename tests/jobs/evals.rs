@@ -1,4 +1,5 @@
-//! Evals that are attached to jobs: one run and one event, however often they are tried, and an alias that moves with it.
+//! Evals that are attached to jobs: one run and one event, however often they are tried, and an alias that moves with
+//! it.
 
 use std::time::Duration;
 

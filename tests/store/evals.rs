@@ -1,5 +1,5 @@
-//! Evals in the database: runs of one or several models, their figures, stored answers as items, and the file that a run
-//! needs.
+//! Evals in the database: runs of one or several models, their figures, stored answers as items, and the file that a
+//! run needs.
 
 use attune::store::evals::items::{NewOutputItem, PairCounts};
 use attune::store::evals::runs::{EvalRun, NewEvalRun};

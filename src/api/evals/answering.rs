@@ -53,8 +53,8 @@ pub(super) fn given(sample: Option<&Value>) -> Result<Answered, String> {
     Ok(Answered { sample, shown: shown(&[], &output, None), usage: None })
 }
 
-/// Asks the model about an item, with further fields of the `request` that the question does not have itself; an error is
-/// what the API said.
+/// Asks the model about an item, with further fields of the `request` that the question does not have itself; an
+/// error is what the API said.
 pub(super) async fn asked(
     asker: &Asker,
     question: &Question,

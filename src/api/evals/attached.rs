@@ -1,7 +1,7 @@
-//! Evals that are attached to fine-tune jobs: checked when the job is created, run on the new model and another one when it
-//! has succeeded, and told as an event of the job with the figures. If the job asks for it and the new model is better, an
-//! alias moves to it. Every step is one statement of `jobs::evals` that counts once, so that a process can be killed between
-//! any two.
+//! Evals that are attached to fine-tune jobs: checked when the job is created, run on the new model and another one
+//! when it has succeeded, and told as an event of the job with the figures. If the job asks for it and the new model
+//! is better, an alias moves to it. Every step is one statement of `jobs::evals` that counts once, so that a process
+//! can be killed between any two.
 
 use std::time::Duration;
 

@@ -1,10 +1,10 @@
 //! `/evals`: what is measured. An eval has the form of its items and the criteria, which are graders; a run ([`runs`])
 //! judges a model's answers, or given ones, by them, and [`output_items`] shows what came of each item.
 //!
-//! [`form`] reads the form and the criteria, [`data_source`] where the items of a run come from, [`selection`] which stored
-//! answers are chosen. [`runner`] works on runs in the background: [`answering`] asks the model, [`stored`] reads what was
-//! answered before, `graders` judges. [`comparison`] sets two runs side by side. [`attached`] runs an eval at the end of a
-//! fine-tune job, and moves an alias to the new model if that is found better.
+//! [`form`] reads the form and the criteria, [`data_source`] where the items of a run come from, [`selection`] which
+//! stored answers are chosen. [`runner`] works on runs in the background: [`answering`] asks the model, [`stored`]
+//! reads what was answered before, `graders` judges. [`comparison`] sets two runs side by side. [`attached`] runs an
+//! eval at the end of a fine-tune job, and moves an alias to the new model if that is found better.
 
 mod answering;
 pub(super) mod attached;
@@ -49,8 +49,8 @@ pub(crate) struct CreateEval {
     /// Up to 16 notes of the client's own.
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Map<String, Value>>,
-    /// The form of the items: of type `custom` with `item_schema`, a JSON schema, and `include_sample_schema`; or of type
-    /// `logs` or `stored_completions`, with `metadata` that stored answers must have.
+    /// The form of the items: of type `custom` with `item_schema`, a JSON schema, and `include_sample_schema`; or of
+    /// type `logs` or `stored_completions`, with `metadata` that stored answers must have.
     #[schema(value_type = Object)]
     pub data_source_config: Value,
     /// Graders: an item passes if all of them say so.

@@ -367,8 +367,8 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Reads the data source of a run of `eval` that asks `models`, if it names any beside it. Given items must follow the
-    /// eval's schema, a file must be there, and stored answers are chosen.
+    /// Reads the data source of a run of `eval` that asks `models`, if it names any beside it. Given items must
+    /// follow the eval's schema, a file must be there, and stored answers are chosen.
     pub(super) async fn read(
         state: &ApiState,
         organization: &str,
@@ -469,8 +469,8 @@ async fn show(state: &ApiState, eval: &store::evals::Eval, run: store::evals::ru
     })
 }
 
-/// Leaves out the shares where they would mix answers of `several` models to the same items: their interval would claim too
-/// much.
+/// Leaves out the shares where they would mix answers of `several` models to the same items: their interval would
+/// claim too much.
 fn without_rates(criteria: Vec<CriterionResults>, several: bool) -> Vec<CriterionResults> {
     criteria.into_iter().map(|one| CriterionResults { pass_rate: one.pass_rate.filter(|_| !several), ..one }).collect()
 }

@@ -1,5 +1,5 @@
-//! Which stored answers are the items of a run: the sources `stored_completions` and `responses`. The answers are chosen
-//! once, when the run is made, so that a run that is gone on with has the same items.
+//! Which stored answers are the items of a run: the sources `stored_completions` and `responses`. The answers are
+//! chosen once, when the run is made, so that a run that is gone on with has the same items.
 
 use serde_json::{Map, Value};
 

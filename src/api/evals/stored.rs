@@ -1,5 +1,5 @@
-//! Stored answers as the items of a run: what was asked, what was answered then, and what another model needs besides the
-//! messages to be asked the same.
+//! Stored answers as the items of a run: what was asked, what was answered then, and what another model needs besides
+//! the messages to be asked the same.
 
 use serde_json::{Map, Value, json};
 
@@ -19,8 +19,8 @@ pub(super) struct Stored {
     pub item: Value,
     /// What was answered then.
     pub answered: Answered,
-    /// Fields of a request for chat beside the messages: the tools and the form of the answer. An error if this server's
-    /// chat has no such fields.
+    /// Fields of a request for chat beside the messages: the tools and the form of the answer. An error if this
+    /// server's chat has no such fields.
     pub request: Result<Map<String, Value>, String>,
 }
 

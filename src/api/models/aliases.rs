@@ -1,5 +1,5 @@
-//! `/aliases`: names that an organisation gives models, and moves from one to another while clients go on asking for the
-//! same name. An extension. Those of the configuration are read-only and not listed here.
+//! `/aliases`: names that an organisation gives models, and moves from one to another while clients go on asking for
+//! the same name. An extension. Those of the configuration are read-only and not listed here.
 
 use axum::Json;
 use axum::extract::State;
@@ -83,7 +83,8 @@ pub(crate) async fn retrieve(
 
 /// Set or move an alias
 ///
-/// Requests in flight end on the model that they began with; the next one gets the new model. An extension of this server.
+/// Requests in flight end on the model that they began with; the next one gets the new model. An extension of this
+/// server.
 #[utoipa::path(
     put, path = "/aliases/{alias}", operation_id = "setAlias", tag = "Models",
     params(("alias" = String, Path, description = "The name; slashes may be raw or encoded.")),

@@ -104,8 +104,8 @@ async fn models_from(state: &ApiState, caller: &Caller, start: Start<'_>, limit:
     Ok(models)
 }
 
-/// Returns the aliases with what they stand for: those of the configuration, then those of the caller's organisation, which
-/// hide no other name.
+/// Returns the aliases with what they stand for: those of the configuration, then those of the caller's organisation,
+/// which hide no other name.
 async fn aliases(state: &ApiState, caller: &Caller) -> Result<Vec<(String, String)>> {
     let configured = state.catalog.aliases().map(|(alias, name)| (alias.to_owned(), name.to_owned()));
     let own = state.store.aliases(&caller.organization).await?;

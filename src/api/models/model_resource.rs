@@ -100,8 +100,8 @@ pub(crate) async fn find(state: &ApiState, caller: &Caller, name: &str) -> Resul
 
 /// Delete a fine-tuned model
 ///
-/// Requests in flight end undisturbed. Base models and aliases cannot be deleted, nor can a model that an alias of its owner
-/// stands for.
+/// Requests in flight end undisturbed. Base models and aliases cannot be deleted, nor can a model that an alias of
+/// its owner stands for.
 #[utoipa::path(
     delete, path = "/models/{model}", operation_id = "deleteModel", tag = "Models",
     params(("model" = String, Path, description = "The name; slashes may be raw or encoded.")),

@@ -1,5 +1,5 @@
-//! What a name of a model stands for, and which names may be given. Every route with a field `model` asks [`real_name`];
-//! `lora_adapters` and `aliases` check new names.
+//! What a name of a model stands for, and which names may be given. Every route with a field `model` asks
+//! [`real_name`]; `lora_adapters` and `aliases` check new names.
 
 use crate::api::ApiState;
 use crate::api::http::error::{Problem, Result};
@@ -19,8 +19,8 @@ pub(crate) async fn real_name(state: &ApiState, organization: &str, name: &str) 
     Ok(state.store.alias_target(organization, name).await?.unwrap_or_else(|| name.to_owned()))
 }
 
-/// Checks a name that the field `param` gives an adapter or an alias: it must be visible, of no form that means something
-/// else, and none that the server's configuration has given.
+/// Checks a name that the field `param` gives an adapter or an alias: it must be visible, of no form that means
+/// something else, and none that the server's configuration has given.
 pub(crate) fn check_new(state: &ApiState, param: &'static str, name: &str) -> Result<()> {
     check_form(param, name)?;
     if state.catalog.get(name).is_ok() || state.catalog.is_alias(name) {

@@ -254,8 +254,8 @@ impl Store {
 }
 
 impl Store {
-    /// Sets each further model of a run beside its first one: the items that have a result with both, by criterion and by
-    /// all criteria together.
+    /// Sets each further model of a run beside its first one: the items that have a result with both, by criterion
+    /// and by all criteria together.
     pub async fn model_pairs(&self, run: &EvalRun) -> Result<Vec<ModelPairs>> {
         Ok(sqlx::query_as(
             "with verdicts as materialized (

@@ -96,8 +96,8 @@ macro_rules! run_query {
 }
 
 impl Store {
-    /// Adds a run to the queue, or [`Error::NotFound`] if its eval or its file is gone. The lock on the file lets a deletion
-    /// of it see the run, or the run see that it is gone.
+    /// Adds a run to the queue, or [`Error::NotFound`] if its eval or its file is gone. The lock on the file lets a
+    /// deletion of it see the run, or the run see that it is gone.
     pub async fn create_eval_run(&self, new: NewEvalRun) -> Result<EvalRun> {
         let (model, models) = new.model_columns();
         let made = sqlx::query_as(run_query!(

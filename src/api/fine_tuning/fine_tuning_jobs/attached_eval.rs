@@ -15,8 +15,8 @@ use crate::jobs::evals::{JobEval, Promotion, Reference};
 pub(crate) struct AttachedEval {
     /// `eval_…`
     pub id: String,
-    /// Where the items come from and how models are asked, as for a run, without a model; by default as in the newest run of
-    /// the eval that asked a model.
+    /// Where the items come from and how models are asked, as for a run, without a model; by default as in the newest
+    /// run of the eval that asked a model.
     #[schema(value_type = Option<Object>)]
     pub data_source: Option<Value>,
     /// When an alias moves to the new model; without it none does.
@@ -31,8 +31,8 @@ pub(crate) struct PromoteIf {
     pub alias: String,
     /// Name of the criterion that counts, or `all`, the default.
     pub criterion: Option<String>,
-    /// `current`, the default: the model that the alias stands for, or the base if there is no such alias. `base`: the model
-    /// that the job trains.
+    /// `current`, the default: the model that the alias stands for, or the base if there is no such alias. `base`:
+    /// the model that the job trains.
     #[schema(value_type = Option<String>)]
     pub better_than: Option<Reference>,
     /// Least share of the items that the new model must pass; an item without a result counts as not passed.
