@@ -286,25 +286,20 @@ impl Figures {
         data["alias"] = promotion.alias.as_str().into();
         data["criterion"] = promotion.criterion.as_deref().unwrap_or(ALL).into();
         let alias = &promotion.alias;
-        match self.verdict(promotion) {
-            Err(why) => {
-                data["reason"] = why.as_str().into();
-                let message = format!("{summary} The alias '{alias}' stays as it is: {why}.");
-                Told { level: "info", message, data, moves: None }
-            }
-            Ok(()) => {
-                let is_current = promotion.better_than == Reference::Current;
-                let moves = Move {
-                    alias: alias.clone(),
-                    from: if is_current { Origin::Only(ended.expected.clone()) } else { Origin::Any },
-                    otherwise: format!(
-                        "{summary} The alias '{alias}' stays as it is: it was moved while the eval ran, or the new model is gone."
-                    ),
-                };
-                let message = format!("{summary} The alias '{alias}' stands for {} now.", self.result.model);
-                Told { level: "info", message, data, moves: Some(moves) }
-            }
+        if let Err(why) = self.verdict(promotion) {
+            data["reason"] = why.as_str().into();
+            let message = format!("{summary} The alias '{alias}' stays as it is: {why}.");
+            return Told { level: "info", message, data, moves: None };
         }
+        let is_current = promotion.better_than == Reference::Current;
+        let why = "it was moved while the eval ran, or the new model is gone";
+        let moves = Move {
+            alias: alias.clone(),
+            from: if is_current { Origin::Only(ended.expected.clone()) } else { Origin::Any },
+            otherwise: format!("{summary} The alias '{alias}' stays as it is: {why}."),
+        };
+        let message = format!("{summary} The alias '{alias}' stands for {} now.", self.result.model);
+        Told { level: "info", message, data, moves: Some(moves) }
     }
 
     /// Decides whether the new model is good enough; an error says what it lacks.

@@ -32,7 +32,7 @@ pub(super) enum Items {
     /// The file with this id.
     File(String),
     /// Answers that are stored.
-    Stored(Selection),
+    Stored(Box<Selection>),
 }
 
 /// An item, with its answer where that is given.
@@ -187,7 +187,8 @@ fn items(source: &Value, kind: &str) -> Result<Items, Fault> {
                     format!("A source of the type '{stored}' belongs into a data source of the type '{home}'.");
                 return Err(refusal("source.type", &message));
             }
-            Ok(Items::Stored(Selection::read(source.as_object().unwrap_or(&Map::new()), stored)?))
+            let selection = Selection::read(source.as_object().unwrap_or(&Map::new()), stored)?;
+            Ok(Items::Stored(Box::new(selection)))
         }
         _ => {
             let message = "The type of the source must be file_content, file_id, stored_completions or responses.";

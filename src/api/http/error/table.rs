@@ -101,7 +101,6 @@ impl From<store::Error> for Problem {
             Store::ModelNotFound(name) => Self::model_not_found(&name),
             Store::FileInUse { .. } => Self::invalid("file_id", message),
             Store::ModelInUse { .. } | Store::ModelHasAlias { .. } => Self::invalid("model", message),
-            Store::TooManyAliases => Self::bad_request(message),
             Store::NameOfJob(_) => Self::invalid_code("lora_name", "invalid_value", message),
             Store::NameTaken(name) => {
                 let message = format!(
@@ -110,7 +109,7 @@ impl From<store::Error> for Problem {
                 );
                 Self::invalid_code("lora_name", "invalid_value", message)
             }
-            Store::NulInText | Store::KeySetting(_) => Self::bad_request(message),
+            Store::NulInText | Store::KeySetting(_) | Store::TooManyAliases => Self::bad_request(message),
             Store::Unavailable(_) => Self::unavailable(message),
             Store::Tls(_) => {
                 tracing::error!("{message}");
