@@ -7,8 +7,8 @@ drop index jobs_waiting;
 create index jobs_waiting on jobs (organization, created_at, key) where status = 'queued' and not collecting;
 create index jobs_collecting on jobs (created_at, key) where status in ('queued', 'running') and collecting;
 
--- An answer that was asked for, until it is in the job's files. `cost` is what it may have cost at the most: it is raised
--- before each request, and set to what the request did cost once that is known.
+-- An answer that was asked for, until it is in the job's files. `cost` is what it may have cost at the most: it is
+-- raised before each request, and set to what the request did cost once that is known.
 create table teacher_answers (
     job               uuid             not null references jobs on delete cascade,
     prompt            text             not null,                -- digest of the messages
@@ -18,7 +18,7 @@ create table teacher_answers (
     finish_reason     text,
     prompt_tokens     bigint           not null default 0,
     completion_tokens bigint           not null default 0,
-    verdict           text,                                     -- null until it is judged; 'passed', or why it is not kept
+    verdict           text,                                     -- null until it is judged; else 'passed', or a reason
     score             double precision,
     primary key (job, prompt, sample)
 );

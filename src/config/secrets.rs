@@ -20,7 +20,8 @@ const SECRETS: [(&str, &str); 6] = [
     (
         "teachers",
         "write tables [teachers.NAME], each with a base_url, a model and, if you like, api_key_env or api_key_file, \
-         requests_per_minute, price_per_million, max_tokens, max_tokens_field, prompt_overhead_tokens and timeout_seconds",
+         requests_per_minute, price_per_million, max_tokens, max_tokens_field, prompt_overhead_tokens and \
+         timeout_seconds",
     ),
 ];
 

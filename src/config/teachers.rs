@@ -100,6 +100,17 @@ const fn timeout_seconds() -> u64 {
 }
 
 impl Teacher {
+    /// Refuses a teacher whose key is not where it should be.
+    pub fn check_key(&self) -> Result<()> {
+        if self.api_key_env.is_none() || self.key.is_some() {
+            return Ok(());
+        }
+        // Whoever wrote the key itself there must not find it in a log.
+        let missing = "api_key_env must be the name of an environment variable that holds the key, and there is no such \
+                       variable (what is there now is not shown)";
+        Err(Error(missing.into()))
+    }
+
     /// Returns the address of the route for chats.
     pub fn chat_url(&self) -> Result<Url> {
         let fault = || Error("base_url must have the form https://HOST/v1, without a user, a query or a `#`".into());
@@ -116,14 +127,12 @@ impl Teacher {
 pub(super) fn read_keys(teachers: &mut BTreeMap<String, Teacher>) -> Result<()> {
     for (name, teacher) in teachers {
         let fault = |what: &str| Error(format!("teachers: `{name}`: {what}"));
-        // Whoever writes the key itself there must not find it in a log.
         teacher.key = match (&teacher.api_key_env, &teacher.api_key_file) {
             (Some(_), Some(_)) => return Err(fault("api_key_env and api_key_file are both set: remove one")),
+            // Commands that ask no teacher do without: a variable that is not there is told by [`Teacher::check_key`].
             (Some(variable), None) => {
-                let key = std::env::var(variable).ok().map(|key| key.trim().to_owned()).filter(|key| !key.is_empty());
-                let missing = "api_key_env must be the name of an environment variable that holds the key, and there is no \
-                               such variable (what is there now is not shown)";
-                Some(Secret::from(key.ok_or_else(|| fault(missing))?))
+                let key = std::env::var(variable).ok().map(|key| key.trim().to_owned());
+                key.filter(|key| !key.is_empty()).map(Secret::from)
             }
             (None, Some(file)) => Some(first_line(&format!("teachers: `{name}`: api_key_file"), file)?),
             (None, None) => None,
@@ -205,12 +214,15 @@ mod tests {
             ("max_tokens = 0", "max_tokens"),
             ("price_per_million = { prompt = -1.0 }", "prices are"),
             ("price_per_million = { prompt = 0.0000001 }", "6 digits"),
-            ("api_key_env = \"sk-hidden\"", "no such variable"),
             ("api_key_env = \"A\"\napi_key_file = \"b\"", "both set"),
         ] {
             let said = read(&format!("{table}{further}")).expect_err(says).to_string();
             assert!(said.contains(says) && said.contains("`big`") && !said.contains("hidden"), "{said}");
         }
+        let mut keyless = toml_of(&format!("{table}api_key_env = \"sk-hidden\""));
+        read_keys(&mut keyless).expect("commands that ask no teacher do without");
+        let said = keyless["big"].check_key().expect_err("no key").to_string();
+        assert!(said.contains("no such variable") && !said.contains("hidden"), "{said}");
         for wrong in ["ftp://a/v1", "a", "https://user:word@a/v1", "https://a/v1?key=1"] {
             assert!(read(&format!("[big]\nmodel = \"m\"\nbase_url = \"{wrong}\"")).is_err(), "{wrong}");
         }

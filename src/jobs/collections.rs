@@ -1,6 +1,6 @@
-//! Collections: what a job of distillation does before it trains. `api::distillation` asks a teacher for answers, with the
-//! lease and the fence of an attempt, and keeps each here as it comes; at the end they become files and the job goes to
-//! the workers. So whoever goes on after a crash knows what is paid for already.
+//! Collections: what a job of distillation does before it trains. `api::distillation` asks a teacher for answers, with
+//! the lease and the fence of an attempt, and keeps each here as it comes; at the end they become files and the job
+//! goes to the workers. So whoever goes on after a crash knows what is paid for already.
 
 use std::time::Duration;
 

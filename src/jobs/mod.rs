@@ -155,8 +155,8 @@ pub enum MetadataFilter {
 }
 
 impl JobSpec {
-    /// Returns the file that the client gave to learn from, with the field that names it: the training file, or that of the
-    /// prompts that a teacher answers. `None` if what is learned is stored already.
+    /// Returns the file that the client gave to learn from, with the field that names it: the training file, or that of
+    /// the prompts that a teacher answers. `None` if what is learned is stored already.
     pub(crate) fn input_file(&self) -> Option<(&'static str, &str)> {
         match self.distillation.as_ref().map(|distillation| &distillation.prompts) {
             None => Some(("training_file", &self.training_file)),

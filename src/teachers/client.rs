@@ -1,5 +1,5 @@
-//! Requests to one teacher: sends a chat, and says of each outcome whether it was paid for, which is what a budget has to
-//! know. Called by the collector of distillation and by graders.
+//! Requests to one teacher: sends a chat, and says of each outcome whether it was paid for, which is what a budget has
+//! to know. Called by the collector of distillation and by graders.
 
 use std::fmt;
 use std::sync::Arc;
@@ -53,7 +53,8 @@ impl fmt::Debug for Teacher {
 pub enum Asked {
     /// It was answered.
     Answered(Answer),
-    /// It was not taken, and is not paid for; the same request may be taken later, after this time if the teacher said so.
+    /// It was not taken, and is not paid for; the same request may be taken later, after this time if the teacher said
+    /// so.
     Busy(Option<Duration>, String),
     /// The teacher will never take this request; it is not paid for.
     Refused(String),
@@ -74,6 +75,7 @@ pub struct Answer {
 
 impl Teacher {
     pub(super) fn new(name: &str, settings: &config::Teacher) -> config::Result<Self> {
+        settings.check_key()?;
         let http = Client::builder()
             .redirect(redirect::Policy::none())
             .timeout(Duration::from_secs(settings.timeout_seconds))
@@ -110,8 +112,8 @@ impl Teacher {
         self.0.max_tokens
     }
 
-    /// Returns the most tokens that the teacher can count in these messages and texts beside them: every token has a byte
-    /// at least.
+    /// Returns the most tokens that the teacher can count in these messages and texts beside them: every token has a
+    /// byte at least.
     pub fn prompt_tokens_at_most(&self, messages: &[Value], beside: usize) -> u64 {
         let bytes: usize = messages.iter().map(|message| message.to_string().len()).sum();
         (bytes + beside) as u64 + messages.len() as u64 * TOKENS_OF_A_MESSAGE + u64::from(self.0.overhead)
@@ -122,8 +124,9 @@ impl Teacher {
         self.0.pace.turn().await;
     }
 
-    /// Sends a chat, whose turn it is. `fields` are those of a request for chat but for the model; `max_completion_tokens`
-    /// gets the name that the teacher knows. Two requests with the same `id` are one for teachers that look at it.
+    /// Sends a chat, whose turn it is. `fields` are those of a request for chat but for the model;
+    /// `max_completion_tokens` gets the name that the teacher knows. Two requests with the same `id` are one for
+    /// teachers that look at it.
     pub async fn chat(&self, mut fields: Map<String, Value>, id: Option<&str>) -> Asked {
         let inner = &*self.0;
         let bound = fields.remove("max_completion_tokens").unwrap_or_else(|| inner.max_tokens.into());

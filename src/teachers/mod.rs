@@ -1,5 +1,6 @@
-//! Teachers: models of other servers that the operator names. `api` asks them for the answers that a job of distillation
-//! trains on, and as graders. Requests go out through [`client`], at the pace of [`pace`]; [`money`] says what they cost.
+//! Teachers: models of other servers that the operator names. `api` asks them for the answers that a job of
+//! distillation trains on, and as graders. Requests go out through [`client`], at the pace of [`pace`]; [`money`] says
+//! what they cost.
 //!
 //! A teacher's address and key come from the configuration alone: no request can make this server call another address.
 
@@ -41,7 +42,7 @@ impl Teachers {
         self.0.get(name).ok_or_else(|| {
             let known: Vec<String> = self.0.keys().map(|name| format!("`{PREFIX}{name}`")).collect();
             let known = if known.is_empty() { "there is none".into() } else { known.join(", ") };
-            format!("There is no teacher `{name}`. The operator of this server names teachers in its configuration: {known}.")
+            format!("There is no teacher `{name}`. The server's operator names teachers in the configuration: {known}.")
         })
     }
 }

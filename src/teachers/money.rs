@@ -32,7 +32,8 @@ impl Money {
         Self(millionths)
     }
 
-    /// Makes money of a number of units; `None` if it is negative, too much, or has a part that is less than a millionth.
+    /// Makes money of a number of units; `None` if it is negative, too much, or has a part that is less than a
+    /// millionth.
     pub fn of_units(units: f64) -> Option<Self> {
         let millionths = units * MILLIONTHS;
         let whole = millionths.round();

@@ -1,5 +1,5 @@
-//! The pace of requests to one teacher: so many a minute, and none for as long as it asked to be left alone. All jobs and
-//! graders of this process share it.
+//! The pace of requests to one teacher: so many a minute, and none for as long as it asked to be left alone. All jobs
+//! and graders of this process share it.
 
 use std::time::Duration;
 

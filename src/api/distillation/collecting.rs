@@ -1,8 +1,9 @@
 //! Collects the answers of one job: asks for those that are not there yet, a few at a time, and lets the graders judge
 //! them.
 //!
-//! What a request may cost is taken from the purse and written down before it is sent. A request that was not taken, since
-//! the teacher is busy, costs nothing and is sent again; one of which nobody knows what became of it counts as paid for.
+//! What a request may cost is taken from the purse and written down before it is sent. A request that was not taken,
+//! since the teacher is busy, costs nothing and is sent again; one of which nobody knows what became of it counts as
+//! paid for.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -226,7 +227,7 @@ impl Collection {
             };
             self.purse.settle(worst, cost);
             if cost > worst {
-                tracing::warn!(job = self.job.id, %cost, %worst, "a teacher counts more tokens than its settings allow for");
+                tracing::warn!(job = self.job.id, %cost, %worst, "a teacher counts more tokens than expected");
             }
             let is_late = self.heard.lock().elapsed() > PATIENCE;
             spent = spent + cost;

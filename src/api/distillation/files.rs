@@ -73,8 +73,8 @@ async fn store(
     Ok(CollectedFile { id: id.to_owned(), filename, purpose, bytes })
 }
 
-/// Returns the fault of a job with too little to train on; `why` is what the teacher said to one of the prompts that it did
-/// not answer.
+/// Returns the fault of a job with too little to train on; `why` is what the teacher said to one of the prompts that it
+/// did not answer.
 fn too_few(selection: &Selection, why: Option<&str>) -> Option<JobFault> {
     let kept = selection.lines.len();
     if kept >= MIN_EXAMPLES {

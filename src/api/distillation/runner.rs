@@ -1,5 +1,5 @@
-//! Claims jobs whose answers are to be collected, and takes each to the workers or to its end. What stops a job, stops it
-//! here as it does while it trains: cancel, pause, the end of the server.
+//! Claims jobs whose answers are to be collected, and takes each to the workers or to its end. What stops a job, stops
+//! it here as it does while it trains: cancel, pause, the end of the server.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -140,8 +140,8 @@ impl Collector<'_> {
         }
     }
 
-    /// Collects and makes the files; a fault is the request's. Without one the job has gone to the workers, or it was to
-    /// stop.
+    /// Collects and makes the files; a fault is the request's. Without one the job has gone to the workers, or it was
+    /// to stop.
     async fn collect(&self, job: &Job, key: &str, stop: CancellationToken) -> Result<Option<JobFault>, Halt> {
         let Some(plan) = job.spec.distillation.clone() else {
             return Ok(Some(fault("server_error", "The job has nothing to collect.".into(), None)));

@@ -68,8 +68,8 @@ impl From<crate::off_thread::Lost> for Unread {
     }
 }
 
-/// Reads the prompts of a job of `organization`. Of stored chats only those up to the second `until`: a later attempt at the
-/// job finds the same ones.
+/// Reads the prompts of a job of `organization`. Of stored chats only those up to the second `until`: a later attempt
+/// at the job finds the same ones.
 pub(crate) async fn read(
     state: &ApiState,
     organization: &str,

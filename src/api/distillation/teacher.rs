@@ -1,5 +1,5 @@
-//! Who answers, and what it costs: a teacher of the configuration, or a model of this server, whose price is the operator's
-//! or nothing.
+//! Who answers, and what it costs: a teacher of the configuration, or a model of this server, whose price is the
+//! operator's or nothing.
 
 use std::collections::HashMap;
 
@@ -77,7 +77,8 @@ impl Who {
         }
     }
 
-    /// Asks once, when it is its turn. `seed` is for models of this server; `id` names the question for teachers that look at it.
+    /// Asks once, when it is its turn. `seed` is for models of this server; `id` names the question for teachers that
+    /// look at it.
     pub(super) async fn ask(&self, mut fields: Map<String, Value>, seed: u64, id: &str) -> Outcome {
         match self {
             Self::Teacher(teacher) => match teacher.chat(fields, Some(id)).await {
@@ -125,7 +126,8 @@ impl Prices {
     }
 }
 
-/// Returns what the tokens of `model` cost: a teacher's price, or that which the operator set for a model of this server.
+/// Returns what the tokens of `model` cost: a teacher's price, or that which the operator set for a model of this
+/// server.
 pub(crate) async fn price(state: &ApiState, organization: &str, model: &str) -> Price {
     if let Some(name) = teachers::named(model) {
         return state.teachers.get(name).map(Teacher::price).unwrap_or_default();

@@ -1,6 +1,6 @@
-//! Graders, run: `/fine_tuning/alpha/graders/run` and `…/validate`. [`judge`] runs a grader on an answer, and asks models
-//! by [`ask`]; [`check`] refuses a grader that could not be run; [`outcome`] is what comes of it.
-//! `evals` judges the items of its runs by the same [`judge`].
+//! Graders, run: `/fine_tuning/alpha/graders/run` and `…/validate`. [`judge`] runs a grader on an answer, and asks
+//! models by [`ask`]; [`check`] refuses a grader that could not be run; [`outcome`] is what comes of it. `evals` judges
+//! the items of its runs by the same [`judge`].
 
 pub(super) mod ask;
 pub(super) mod check;

@@ -1,7 +1,7 @@
 -- Collection, end: the answers of the job $1 are in files, which become the organisation's ($3 their ids, $4 names, $5
--- purposes, $6 bytes). If $7 is true the job goes to the workers with them, or obeys the stop that was asked for; else it
--- still runs, and only has the files, as it has after an attempt that was lost right then. Only while the lease lasts: a
--- process that stood still may have lost the files' contents to a sweep.
+-- purposes, $6 bytes). If $7 is true the job goes to the workers with them, or obeys the stop that was asked for; else
+-- it still runs, and only has the files, as it has after an attempt that was lost right then. Only while the lease
+-- lasts: a process that stood still may have lost the files' contents to a sweep.
 with held as materialized (
     select key as held_key, case stop_request when 'cancel' then 'cancelled'::job_status when 'pause' then 'paused'
                             else 'queued' end as next

@@ -1,5 +1,5 @@
--- Collection, judge: notes what the graders said of the answer $3, $4 (prompt, sample) of the job $1 while the attempt $2
--- holds it: what answer and graders did cost ($5), the verdict ($6) and the score ($7).
+-- Collection, judge: notes what the graders said of the answer $3, $4 (prompt, sample) of the job $1 while the attempt
+-- $2 holds it: what answer and graders did cost ($5), the verdict ($6) and the score ($7).
 with held as materialized (
     select key, failures from jobs where key = $1 and attempt = $2 and status = 'running' for no key update
 ), calmed as (

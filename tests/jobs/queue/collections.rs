@@ -1,4 +1,5 @@
-//! Jobs that collect a teacher's answers before they train: who claims them, what of them is fenced, and how they go on.
+//! Jobs that collect a teacher's answers before they train: who claims them, what of them is fenced, and how they go
+//! on.
 
 use attune::jobs::JobStatus;
 use attune::jobs::collections::{CollectedFile, Distillation, Keep, PASSED, Prompts, TeacherAnswer};

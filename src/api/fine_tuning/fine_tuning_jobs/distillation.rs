@@ -34,8 +34,8 @@ const LAST_SECOND: i64 = 253_402_300_799;
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DistillationSettings {
-    /// Who answers: `teacher:NAME`, one that the operator of this server has named, or a model of this server. Left out,
-    /// the stored answers themselves are judged and trained on.
+    /// Who answers: `teacher:NAME`, one that the operator of this server has named, or a model of this server. Left
+    /// out, the stored answers themselves are judged and trained on.
     #[serde(default, deserialize_with = "values::text", skip_serializing_if = "Option::is_none")]
     pub teacher: Option<String>,
     /// Id of a file of prompts, with the purpose `fine-tune`; the same as `training_file` of the job. Each line has
@@ -123,8 +123,8 @@ impl DistillationSettings {
     /// Returns what is to be collected; `training_file` is the older place of `prompts`.
     pub(super) fn check(&self, training_file: Option<&str>) -> Result<Distillation> {
         if self.top_logprobs.is_some_and(|number| number != 0) {
-            let message = "'top_logprobs' is not supported: answers are trained on as texts, not as distributions. Leave it \
-                           out.";
+            let message = "'top_logprobs' is not supported: answers are trained on as texts, not as distributions. Leave \
+                           it out.";
             return Err(Problem::invalid_code(at("top_logprobs"), "unsupported_parameter", message));
         }
         let file = match (self.prompts.as_deref(), training_file) {

@@ -170,9 +170,9 @@ impl DistillationEstimate {
 
 /// Estimate a job
 ///
-/// Takes the body that creates a job and tells what the job would take; nothing is created. Of a distillation it tells the
-/// most that the teacher may cost. The first estimate of a model
-/// measures the machine for some seconds, while requests go first.
+/// Takes the body that creates a job and tells what the job would take; nothing is created. Of a distillation it tells
+/// the most that the teacher may cost. The first estimate of a model measures the machine for some seconds, while
+/// requests go first.
 #[utoipa::path(
     post, path = "/fine_tuning/jobs/estimate", operation_id = "estimateFineTuningJob", tag = "Fine-tuning",
     request_body = CreateJob,

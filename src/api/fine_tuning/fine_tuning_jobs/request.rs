@@ -28,8 +28,8 @@ const MAX_INTEGRATIONS: usize = 5;
 pub(crate) struct CreateJob {
     /// A base model or an earlier fine-tuned one.
     pub model: String,
-    /// Id of a file with the purpose `fine-tune`. With the method `distillation`: that of the prompts, if it is not named
-    /// there.
+    /// Id of a file with the purpose `fine-tune`. With the method `distillation`: that of the prompts, if it is not
+    /// named there.
     #[serde(default, deserialize_with = "values::text")]
     pub training_file: Option<String>,
     /// Id of a file to measure on.
@@ -88,8 +88,8 @@ pub(crate) struct WeightsAndBiases {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Method {
-    /// `supervised` trains on answers, or on pairs of texts where the file has them, `dpo` on pairs of answers of which one
-    /// is preferred, `distillation` on the answers of another model.
+    /// `supervised` trains on answers, or on pairs of texts where the file has them, `dpo` on pairs of answers of which
+    /// one is preferred, `distillation` on the answers of another model.
     #[serde(rename = "type")]
     pub kind: String,
     /// The settings of `supervised`.
@@ -186,8 +186,8 @@ impl CreateJob {
     }
 }
 
-/// Returns the method and its settings, which stand in the method or in the older place. Settings that would not be used
-/// are refused.
+/// Returns the method and its settings, which stand in the method or in the older place. Settings that would not be
+/// used are refused.
 fn asked_method(asked: Option<Method>, older: Option<Settings>) -> Result<(hyperparameters::Method, Settings)> {
     let settings =
         |method: Option<MethodSettings>| method.and_then(|method| method.hyperparameters).unwrap_or_default();
@@ -197,7 +197,8 @@ fn asked_method(asked: Option<Method>, older: Option<Settings>) -> Result<(hyper
     };
     if distillation.is_some_and(|settings| settings != DistillationSettings::default()) {
         let message = format!(
-            "'method.type' is '{kind}', but there are settings in 'method.distillation': leave them out, or change the type."
+            "'method.type' is '{kind}', but there are settings in 'method.distillation': leave them out, or change the \
+             type."
         );
         return Err(Problem::invalid_code("method.distillation", "invalid_value", message));
     }
