@@ -275,7 +275,8 @@ async fn check_aliases(config: &Config, store: &Store) -> Result<()> {
     }
     match store.taken_model_names(&names).await?.first() {
         Some(name) => Err(Error::Setup(format!(
-            "aliases: `{name}`: a fine-tuned model of this server has this name; remove the alias, or delete the model first"
+            "aliases: `{name}`: a fine-tuned model of this server has this name; remove the alias, or delete the model \
+             first"
         ))),
         None => Ok(()),
     }

@@ -81,8 +81,8 @@ pub(super) struct OpenaiOptions {
     /// Train each job that made a model anew on a local base model; see --base.
     #[arg(long)]
     retrain: bool,
-    /// Ask the new models and their bases the prompts of the validation files, with --ask-old the old models too, and write a
-    /// report for each.
+    /// Ask the new models and their bases the prompts of the validation files, with --ask-old the old models too, and
+    /// write a report for each.
     #[arg(long)]
     compare: bool,
     /// Train on this base model of the server; with OLD= only the jobs on that old base, the job of that id, or the one

@@ -1,5 +1,5 @@
-"""The whole move of an account at OpenAI: one command, killed twice, brings its models over, trains them anew, compares them
-with the old ones and says how an application keeps the old names; then the application does."""
+"""The whole move of an account at OpenAI: one command, killed twice, brings its models over, trains them anew, compares
+them with the old ones and says how an application keeps the old names; then the application does."""
 
 import json
 import math

@@ -103,7 +103,8 @@ pub(crate) async fn create(
     Body(request): Body<GrantPermissions>,
 ) -> Result<Json<BoundedPageOf<CheckpointPermission>>, Problem> {
     request.check()?;
-    let granted = state.store.grant(&caller.organization, state.catalog.real_name(&model), &request.project_ids).await.map_err(blame_model)?;
+    let real = state.catalog.real_name(&model);
+    let granted = state.store.grant(&caller.organization, real, &request.project_ids).await.map_err(blame_model)?;
     Ok(Json(page(granted, false)))
 }
 

@@ -1,10 +1,10 @@
 //! Trains each job of the old account anew on a local base, and compares the old model with the new one. Called by
 //! [`super`] with `--retrain` and `--compare`.
 //!
-//! [`retrain`] makes a local job of each old one, with the [`settings`] that mean the same here; [`compare`] asks the models
-//! the prompts that [`examples`] reads, and keeps their [`answers`]; [`figures`] counts what passes by the rule of
-//! [`grading`]; [`report`] writes a page for each model with what [`prices`] and [`traffic`] say of its cost, and [`aliases`]
-//! the lines of the configuration that keep the old names.
+//! [`retrain`] makes a local job of each old one, with the [`settings`] that mean the same here; [`compare`] asks the
+//! models the prompts that [`examples`] reads, and keeps their [`answers`]; [`figures`] counts what passes by the rule
+//! of [`grading`]; [`report`] writes a page for each model with what [`prices`] and [`traffic`] say of its cost, and
+//! [`aliases`] the lines of the configuration that keep the old names.
 
 mod aliases;
 mod answers;
@@ -45,8 +45,8 @@ pub(super) struct SpecialistOptions {
     /// Ask each model this many prompts at the most.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = positive)]
     max_prompts: usize,
-    /// With --compare, ask the old models too: their provider charges for the answers. Without it, what that would cost is
-    /// only told.
+    /// With --compare, ask the old models too: their provider charges for the answers. Without it, what that would
+    /// cost is only told.
     #[arg(long, requires = "compare")]
     ask_old: bool,
     /// Take prices, their currency and the price of the machine from this file, as the server does.

@@ -8,8 +8,8 @@ use crate::{Error, Result};
 /// Names before and now.
 pub(super) type Names = Vec<(String, String)>;
 
-/// Returns the names of a job's model and its checkpoints. The last checkpoint of one side takes the place of the last one of
-/// the other, and so on backwards: one stands for each of the last epochs.
+/// Returns the names of a job's model and its checkpoints. The last checkpoint of one side takes the place of the last
+/// one of the other, and so on backwards: one stands for each of the last epochs.
 pub(super) async fn names(work: &Move<'_>, job: &OldJob, new_job: Option<&str>, new_model: &str) -> Result<Names> {
     let mut names = vec![(name(job).to_owned(), new_model.to_owned())];
     let Some(new_job) = new_job.filter(|_| !job.checkpoints.is_empty()) else { return Ok(names) };

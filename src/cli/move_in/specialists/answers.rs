@@ -1,5 +1,5 @@
-//! Answers of models, kept in the folder line by line, so that nobody is asked or paid twice. Used by [`super::compare`] and
-//! [`super::figures`].
+//! Answers of models, kept in the folder line by line, so that nobody is asked or paid twice. Used by
+//! [`super::compare`] and [`super::figures`].
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};

@@ -1,5 +1,5 @@
-//! Asks the old model, the local base and the new model the prompts of a job. Each answer is kept as it comes, so that a run
-//! that was killed asks for what is left; what the old model's answers cost is told before they are asked for.
+//! Asks the old model, the local base and the new model the prompts of a job. Each answer is kept as it comes, so that
+//! a run that was killed asks for what is left; what the old model's answers cost is told before they are asked for.
 
 use futures::stream::{self, StreamExt as _};
 use serde_json::{Value, json};
@@ -195,10 +195,14 @@ async fn ask_there(work: &Move<'_>, comparison: &mut Comparison) -> Result<()> {
     for (done, question) in open.into_iter().enumerate() {
         let answer = match account.chat(&comparison.request(&question, &old)).await {
             Ok(answer) => read(&old, question.digest, &answer),
-            Err(Refusal::No { status: 404 | 410, message }) => {
+            Err(refusal @ Refusal::No { status: 404 | 410, .. }) => {
                 progress.clear();
                 note(format_args!("{old} no longer answers: the answers of its file stand alone"));
-                return silent(work, &comparison.job, &format!("the old model no longer answers: {message}"));
+                return silent(
+                    work,
+                    &comparison.job,
+                    &format!("the old model no longer answers: {}", refusal.message()),
+                );
             }
             Err(Refusal::No { status: 403, message }) => {
                 progress.clear();

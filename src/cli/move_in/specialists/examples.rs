@@ -1,5 +1,5 @@
-//! Reads the files of a job: the lines that cannot be learned here, the prompts that a model is asked with the answers that
-//! are expected, and the lines that are held back from training where a job has no validation file. Used by
+//! Reads the files of a job: the lines that cannot be learned here, the prompts that a model is asked with the answers
+//! that are expected, and the lines that are held back from training where a job has no validation file. Used by
 //! [`super::retrain`] and [`super::compare`].
 
 use std::collections::HashMap;
@@ -73,9 +73,9 @@ impl Examples {
         Ok(examples)
     }
 
-    /// Splits the lines into those to train on and those to ask about: of every hundred different prompts `percent` are held
-    /// back, spread over the file, each with all lines that have it, so that none was trained on. `None` if too few lines
-    /// would be left.
+    /// Splits the lines into those to train on and those to ask about: of every hundred different prompts `percent`
+    /// are held back, spread over the file, each with all lines that have it, so that none was trained on. `None` if
+    /// too few lines would be left.
     pub(super) fn hold_out(&self, percent: u32, method: Method) -> Option<(Vec<&Line>, Vec<&Line>)> {
         let mut prompts: HashMap<String, bool> = HashMap::new();
         let percent = percent as usize;

@@ -1,4 +1,5 @@
-//! Counts which answers pass, how often two models agree, and where the new model is wrong. Called by [`super::report`].
+//! Counts which answers pass, how often two models agree, and where the new model is wrong. Called by
+//! [`super::report`].
 
 use super::answers::Answer;
 use super::compare::Comparison;

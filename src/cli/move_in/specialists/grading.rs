@@ -8,8 +8,8 @@ use crate::graders::spec::Operation;
 
 /// Longest text that counts as a label.
 const LABEL_CHARACTERS: usize = 64;
-/// The least likeness with which a text passes, and how many times as long as the other it may be: the metric finds a part
-/// like the whole.
+/// The least likeness with which a text passes, and how many times as long as the other it may be: the metric finds a
+/// part like the whole.
 const LIKENESS: f64 = 0.8;
 const LONGER: f64 = 1.5;
 
@@ -73,7 +73,8 @@ impl Rule {
         let (input, reference) = ("{{sample.output_text}}", "{{item.expected}}");
         match self {
             Self::Same | Self::SameJson => {
-                json!({"type": "string_check", "name": "same", "operation": "eq", "input": input, "reference": reference})
+                json!({"type": "string_check", "name": "same", "operation": "eq", "input": input,
+                    "reference": reference})
             }
             Self::Alike(metric) => {
                 json!({"type": "text_similarity", "name": "alike", "evaluation_metric": name(metric),

@@ -10,7 +10,8 @@ use crate::store::names::base_in_job_name;
 const CURRENCY: &str = "USD";
 /// Where the known prices stood, and when.
 const SOURCE: &str = "tokonomics.ca/blog/llm-fine-tuning-costs-guide, 2026-06";
-/// Prices for a million tokens of prompts, of answers and trained on, of fine-tuned models by their base. A date may follow.
+/// Prices for a million tokens of prompts, of answers and trained on, of fine-tuned models by their base. A date may
+/// follow.
 const KNOWN: [(&str, f64, f64, f64); 2] = [("gpt-4o-mini", 0.30, 1.20, 3.00), ("gpt-4o", 3.75, 15.00, 25.00)];
 
 /// The prices of old models and of the machine.
@@ -78,11 +79,11 @@ mod tests {
     #[test]
     fn the_configuration_comes_first_and_unknown_prices_are_not_made_up() {
         assert_eq!(price("gpt-4o-mini-2024-07-18", &[], "USD"), Some((0.30, SOURCE.to_owned())));
-        assert_eq!(price("ft:gpt-4o-2024-08-06:acme::x", &[], "USD").expect("known").0, 3.75);
+        assert_eq!(price("ft:gpt-4o-2024-08-06:acme::x", &[], "USD").map(|priced| priced.0), Some(3.75));
         assert_eq!(price("gpt-4o-mini-2024-07-18", &[], "EUR"), None);
         assert_eq!(price("gpt-4o-audio-preview", &[], "USD"), None);
         assert_eq!(price("gpt-4.1-mini-2025-04-14", &[], "USD"), None);
-        assert_eq!(price("gpt-4.1-mini", &[("ft:gpt-4.1-mini", 0.8)], "USD").expect("set").0, 0.8);
-        assert_eq!(price("gpt-4o", &[("ft:gpt-4o", 1.0), ("ft:x:y::z", 2.0)], "USD").expect("set").0, 2.0);
+        assert_eq!(price("gpt-4.1-mini", &[("ft:gpt-4.1-mini", 0.8)], "USD").map(|priced| priced.0), Some(0.8));
+        assert_eq!(price("gpt-4o", &[("ft:gpt-4o", 1.0), ("ft:x:y::z", 2.0)], "USD").map(|priced| priced.0), Some(2.0));
     }
 }

@@ -130,8 +130,9 @@ fn report_name(job: &OldJob, all: &[Comparison]) -> String {
 fn index(work: &Move<'_>, rows: &[String], names: &Names) -> Result<String> {
     let mut text = vec!["# The models that moved in\n\n".to_owned()];
     if !rows.is_empty() {
-        text.push("| old model | report | accuracy of the old one | of the local base | of the new one | old and new agree | \
-                 a month over there |\n|---|---|---|---|---|---|---|\n".to_owned());
+        let head = "| old model | report | accuracy of the old one | of the local base | of the new one \
+                    | old and new agree | a month over there |\n|---|---|---|---|---|---|---|\n";
+        text.push(head.to_owned());
         text.push(rows.concat());
     }
     let carried = work.ledger.carried();
@@ -146,7 +147,8 @@ fn index(work: &Move<'_>, rows: &[String], names: &Names) -> Result<String> {
     }
     if !names.is_empty() {
         text.push(format!(
-            "\n## The old names\n\nIn the server's configuration (`attune.toml`), before its next start:\n\n```toml\n{}```\n",
+            "\n## The old names\n\nIn the server's configuration (`attune.toml`), before its next start:\n\n\
+             ```toml\n{}```\n",
             as_toml(names)
         ));
     }
@@ -234,7 +236,8 @@ impl Page<'_> {
         }
         let from = if self.plan.held_out > 0 { "held back from the training file" } else { "of the validation file" };
         text.push(format!(
-            "{} prompts {from}, temperature 0. An answer passes if it is {}.\n\n| model | share of answers that pass |\n|---|---|\n",
+            "{} prompts {from}, temperature 0. An answer passes if it is {}.\n\n\
+             | model | share of answers that pass |\n|---|---|\n",
             figures.prompts,
             figures.rule.describe()
         ));
@@ -252,8 +255,8 @@ impl Page<'_> {
         let tell = |text: &mut Vec<String>, first: &str, difference: Option<Difference>| {
             if let Some(Difference { only_first, only_second, p_value }) = difference {
                 text.push(format!(
-                    "\n{first} alone was right on {only_first} prompts, the new model alone on {only_second} (McNemar's exact \
-                     test, two-sided: p {}).\n",
+                    "\n{first} alone was right on {only_first} prompts, the new model alone on {only_second} \
+                     (McNemar's exact test, two-sided: p {}).\n",
                     probability(p_value)
                 ));
             }
@@ -296,7 +299,10 @@ impl Page<'_> {
             text.push(format!("- Training over there, at the time: {}\n", cost.money(training)));
         }
         let Some(hour) = cost.hour else {
-            text.push("- A machine of one's own: not known; set --price-per-hour, or price_per_hour in [training]\n".to_owned());
+            text.push(
+                "- A machine of one's own: not known; set --price-per-hour, or price_per_hour in [training]\n"
+                    .to_owned(),
+            );
             return text.concat();
         };
         if let Some(machines) = cost.by_token.as_ref().and_then(|by_token| by_token.machines) {
@@ -319,7 +325,11 @@ impl Page<'_> {
         if self.figures.worst.is_empty() {
             return String::new();
         }
-        let mut text = vec!["\n## Where the new model is wrong\n\n| line | prompt | expected | old | base | new |\n|---|---|---|---|---|---|\n".to_owned()];
+        let mut text = vec![
+            "\n## Where the new model is wrong\n\n\
+             | line | prompt | expected | old | base | new |\n|---|---|---|---|---|---|\n"
+                .to_owned(),
+        ];
         for worst in &self.figures.worst {
             let old = worst.old.as_deref().unwrap_or("-");
             let texts =

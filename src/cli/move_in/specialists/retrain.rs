@@ -1,5 +1,5 @@
-//! Makes a local job of each old one and waits for its model. A run that was killed finds its jobs again by their notes, and
-//! a model that is there is not trained twice.
+//! Makes a local job of each old one and waits for its model. A run that was killed finds its jobs again by their
+//! notes, and a model that is there is not trained twice.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -226,37 +226,36 @@ fn prepare(work: &Move<'_>, job: &OldJob, method: Method, percent: u32) -> Resul
         notes.push(format!("The validation file {id} is missing."));
     }
     let mut plan = Plan::default();
-    let (training_source, validation_source) = if let Some((id, validation)) =
-        given.filter(|(_, validation)| !validation.lines.is_empty())
-    {
-        plan.validation_lines = validation.lines.len();
-        let source = if validation.faults.is_empty() {
-            Source::Carried(carried(id).ok_or_else(|| missing("validation", id))?)
-        } else {
-            let lines = describe(&validation.faults);
+    let (training_source, validation_source) =
+        if let Some((id, validation)) = given.filter(|(_, validation)| !validation.lines.is_empty()) {
+            plan.validation_lines = validation.lines.len();
+            let source = if validation.faults.is_empty() {
+                Source::Carried(carried(id).ok_or_else(|| missing("validation", id))?)
+            } else {
+                let lines = describe(&validation.faults);
+                notes.push(format!(
+                    "Lines of the validation file {id} were left out, since no model here can read them: {lines}"
+                ));
+                keep(work, job, ".validation", as_file(&validation.lines))?
+            };
+            plan.training_lines = training.lines.len();
+            (Source::Carried(carried(training_id).ok_or_else(|| missing("training", training_id))?), Some(source))
+        } else if let Some((kept, held_out)) = training.hold_out(percent, method) {
             notes.push(format!(
-                "Lines of the validation file {id} were left out, since no model here can read them: {lines}"
-            ));
-            keep(work, job, ".validation", as_file(&validation.lines))?
-        };
-        plan.training_lines = training.lines.len();
-        (Source::Carried(carried(training_id).ok_or_else(|| missing("training", training_id))?), Some(source))
-    } else if let Some((kept, held_out)) = training.hold_out(percent, method) {
-        notes.push(format!(
-            "There is no validation file: {percent} % of the prompts of the training file, {} of {} lines, were held back \
-             from training here, and the models are compared on them. The old model was trained on these lines, which \
-             flatters it.",
+            "There is no validation file: {percent} % of the prompts of the training file, {} of {} lines, were held \
+             back from training here, and the models are compared on them. The old model was trained on these \
+             lines, which flatters it.",
             held_out.len(),
             training.lines.len()
         ));
-        (plan.training_lines, plan.validation_lines, plan.held_out) = (kept.len(), held_out.len(), percent);
-        let validation = keep(work, job, ".validation", as_file(held_out))?;
-        (keep(work, job, ".training", as_file(kept))?, Some(validation))
-    } else {
-        notes.push("There is no validation file, and nothing was held back: the models cannot be compared.".into());
-        plan.training_lines = training.lines.len();
-        (Source::Carried(carried(training_id).ok_or_else(|| missing("training", training_id))?), None)
-    };
+            (plan.training_lines, plan.validation_lines, plan.held_out) = (kept.len(), held_out.len(), percent);
+            let validation = keep(work, job, ".validation", as_file(held_out))?;
+            (keep(work, job, ".training", as_file(kept))?, Some(validation))
+        } else {
+            notes.push("There is no validation file, and nothing was held back: the models cannot be compared.".into());
+            plan.training_lines = training.lines.len();
+            (Source::Carried(carried(training_id).ok_or_else(|| missing("training", training_id))?), None)
+        };
     let Settings { hyperparameters, seed, rows } = Settings::of(job, plan.training_lines, &work.options.settings);
     (plan.settings, plan.notes) = (rows, notes);
     Ok(Prepared { plan, hyperparameters, seed, training: training_source, validation: validation_source })
@@ -373,7 +372,8 @@ async fn progress(work: &Move<'_>, local: &str, status: &str) -> Result<String> 
     Ok(message.replace(char::is_control, " "))
 }
 
-/// Returns where the prompts to compare on are: what was held back or left of the validation file, else that file itself.
+/// Returns where the prompts to compare on are: what was held back or left of the validation file, else that file
+/// itself.
 pub(super) fn prompts(work: &Move<'_>, job: &OldJob) -> Result<Option<PathBuf>> {
     let own = place(work.folder, job, ".validation", "jsonl");
     if own.is_file() {

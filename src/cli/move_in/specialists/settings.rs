@@ -101,7 +101,7 @@ pub(super) fn read_setting(text: &str) -> Result<(String, Value), String> {
 mod tests {
     use super::*;
 
-    fn settings(hyperparameters: Value, lines: usize, wanted: &[&str]) -> Settings {
+    fn settings(hyperparameters: &Value, lines: usize, wanted: &[&str]) -> Settings {
         let job = json!({"id": "ftjob-1", "seed": 7, "method": {"type": "supervised",
             "supervised": {"hyperparameters": hyperparameters}}});
         let job = OldJob::read(job, Vec::new()).expect("a job");
@@ -112,18 +112,18 @@ mod tests {
     #[test]
     fn epochs_are_kept_the_batch_nearly_and_the_rate_is_not() {
         let old = json!({"n_epochs": 3, "batch_size": 64, "learning_rate_multiplier": 1.8});
-        let now = settings(old.clone(), 1000, &[]);
+        let now = settings(&old, 1000, &[]);
         assert_eq!(Value::from(now.hyperparameters), json!({"n_epochs": 3, "batch_size": 64}));
         assert_eq!(now.seed, Some(7));
-        let small = settings(old.clone(), 100, &[]);
+        let small = settings(&old, 100, &[]);
         assert_eq!(small.hyperparameters["batch_size"], 25);
         assert!(small.rows.iter().any(|row| row.name == "batch_size" && row.why.contains("a quarter")));
         let rate = small.rows.iter().find(|row| row.name == "learning_rate_multiplier").expect("a row");
         assert_eq!((rate.before.as_str(), rate.now.as_str()), ("1.8", "auto"));
-        let auto = settings(json!({"n_epochs": "auto", "batch_size": "auto"}), 100, &[]);
+        let auto = settings(&json!({"n_epochs": "auto", "batch_size": "auto"}), 100, &[]);
         assert!(auto.hyperparameters.is_empty());
-        assert_eq!(settings(json!({"n_epochs": 80.0}), 100, &[]).hyperparameters["n_epochs"], 50);
-        let wanted = settings(old, 100, &["n_epochs=1", "learning_rate=2e-3"]);
+        assert_eq!(settings(&json!({"n_epochs": 80.0}), 100, &[]).hyperparameters["n_epochs"], 50);
+        let wanted = settings(&old, 100, &["n_epochs=1", "learning_rate=2e-3"]);
         assert_eq!(wanted.hyperparameters["n_epochs"], 1);
         assert_eq!(wanted.hyperparameters["learning_rate"], 2e-3);
         assert_eq!(wanted.rows.iter().filter(|row| row.name == "n_epochs").count(), 1);
