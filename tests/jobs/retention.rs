@@ -234,7 +234,7 @@ async fn stored_answers_expired_files_and_old_events_of_webhooks_go() {
         let new = NewFile { organization: ORG.into(), filename: name.into(), purpose: "evals".into() };
         let path = store.scratch.join(name);
         std::fs::write(&path, "x").unwrap();
-        store.add_expiring_file(new, path, lifetime).await.unwrap();
+        store.add_uploaded_file(new, path, lifetime, None).await.unwrap();
     }
     for days in [5, 3] {
         store.add_webhook_event(ORG, "batch.completed", "batch_1").await.unwrap();
