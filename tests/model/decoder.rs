@@ -25,7 +25,7 @@ const LOGIT_TOLERANCE: f32 = 1e-4;
 
 #[test]
 fn logits_and_hidden_states_equal_transformers_for_every_family() {
-    for family in FAMILIES.into_iter() {
+    for family in FAMILIES {
         let (_, decoder) = load(family);
         let reference = Reference::read(family, "reference.safetensors");
         let hidden = hidden_states(&decoder, None, &one_sequence(&reference.ids("input_ids"))).unwrap();
@@ -63,7 +63,7 @@ fn stepwise_logits(
 
 #[test]
 fn serving_in_chunks_over_the_paged_cache_gives_the_logits_of_transformers() {
-    for family in FAMILIES.into_iter() {
+    for family in FAMILIES {
         let (_, decoder) = load(family);
         let reference = Reference::read(family, "reference.safetensors");
         let tokens = reference.ids("input_ids");
@@ -121,7 +121,7 @@ fn sequences_with_convolutions_share_the_blocks_of_their_beginning_alone() {
 
 #[test]
 fn an_adapter_gives_the_logits_of_peft_in_training_and_in_serving() {
-    for family in TRAINED_FAMILIES.into_iter() {
+    for family in TRAINED_FAMILIES {
         let (config, decoder) = load(family);
         let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let reference = Reference::read(family, "peft/reference.safetensors");
@@ -137,7 +137,7 @@ fn an_adapter_gives_the_logits_of_peft_in_training_and_in_serving() {
 
 #[test]
 fn an_adapter_whose_b_is_zero_changes_no_bit() {
-    for family in TRAINED_FAMILIES.into_iter() {
+    for family in TRAINED_FAMILIES {
         let (config, decoder) = load(family);
         let zero = Reference::read(family, "peft/curve.safetensors").adapter("init.", &config, 2.0, &device());
         let tokens = Reference::read(family, "reference.safetensors").ids("input_ids");
@@ -152,7 +152,7 @@ fn an_adapter_whose_b_is_zero_changes_no_bit() {
 
 #[test]
 fn loss_and_gradients_equal_peft() {
-    for family in TRAINED_FAMILIES.into_iter() {
+    for family in TRAINED_FAMILIES {
         let (config, decoder) = load(family);
         let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let reference = Reference::read(family, "peft/reference.safetensors");
@@ -237,7 +237,7 @@ fn gradients_with_dropout_are_those_of_the_loss() {
 /// loss.
 #[test]
 fn preferences_have_the_gradient_of_their_loss() {
-    for family in TRAINED_FAMILIES.into_iter() {
+    for family in TRAINED_FAMILIES {
         let (config, decoder) = load(family);
         let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let batch = Reference::read(family, "peft/reference.safetensors").batch();
@@ -322,7 +322,7 @@ fn greedy_together(
 
 #[test]
 fn greedy_tokens_equal_transformers() {
-    for family in FAMILIES.into_iter() {
+    for family in FAMILIES {
         let (_, decoder) = load(family);
         let reference = Reference::read(family, "reference.safetensors");
         let prompt = &reference.ids("input_ids")[..12];
@@ -333,7 +333,7 @@ fn greedy_tokens_equal_transformers() {
 
 #[test]
 fn a_batch_of_mixed_adapters_gives_the_greedy_tokens_of_each_request_alone() {
-    for family in TRAINED_FAMILIES.into_iter() {
+    for family in TRAINED_FAMILIES {
         let (config, decoder) = load(family);
         let first = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let second = Reference::read(family, "peft/curve.safetensors").adapter("final.", &config, 2.0, &device());
@@ -360,7 +360,7 @@ fn a_batch_of_mixed_adapters_gives_the_greedy_tokens_of_each_request_alone() {
 #[ignore = "writes files for the Python side of `make parity`"]
 fn write_adapters_for_peft() {
     let out = std::path::PathBuf::from(std::env::var("PARITY_OUT").expect("PARITY_OUT names the folder to write to"));
-    for family in TRAINED_FAMILIES.into_iter() {
+    for family in TRAINED_FAMILIES {
         let (config, decoder) = load(family);
         let adapter = Reference::read(family, "peft/curve.safetensors").adapter("final.", &config, 2.0, &device());
         let files = attune::adapters::peft::write(&adapter, family).unwrap();

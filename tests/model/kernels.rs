@@ -251,7 +251,7 @@ fn packed_convolutions_agree_and_their_backward_is_the_gradient() {
             let of_part = |values: &Tensor| {
                 let mut parts = parts(&projected);
                 parts[part] = values.clone();
-                forward(&Tensor::cat(&parts, 1).unwrap())
+                forward(&Tensor::cat(&parts, 1).unwrap().contiguous().unwrap())
             };
             assert_is_gradient(of_part, &values.contiguous().unwrap(), &dy, &gradient);
         }

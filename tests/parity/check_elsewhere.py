@@ -10,9 +10,9 @@ conversion of its own to GGUF. Greedy answers to held-out letters must equal the
 95 of 100 agree (see `check_loop.py`).
 
 Then an adapter with rsLoRA, and with ranks and alphas of its own in some layers, is exported in the forms that llama.cpp reads:
-as a file beside the base's GGUF file, and added to the base's weights. Behind each letter llama.cpp writes its 32 most probable
-tokens, one by one, or those until the one that ends answers, and the server scores each of them, the last one too, behind the same
-tokens. The exit status is 1 unless in each place
+as a file beside the base's GGUF file, and added to the base's weights. Behind the beginnings of 24 letters llama.cpp writes the 32 most
+probable tokens, one by one, or those until the one that ends texts, and the server scores each of them, the last one too, behind
+the same tokens. The exit status is 1 unless in each place
 
 - the two log probabilities of llama.cpp's token differ by at most E, and
 - the token is the server's most probable one, or at most 2 E less probable: with errors of E either can be the larger one.
@@ -45,8 +45,10 @@ from wide_adapters import archive, matrices  # noqa: E402
 # Letters that exported files answer, and the most tokens of an answer.
 ASKED = 24
 ANSWER = 32
-# The token that ends the demo model's answers.
-END = json.loads((attunelib.DEMO / "config.json").read_text())["eos_token_id"]
+# The tokens that end texts of the demo model.
+ENDS = json.loads((attunelib.DEMO / "generation_config.json").read_text())["eos_token_id"]
+# Tokens of each letter that are given.
+GIVEN = 8
 # Largest errors of a log probability.
 OF_F32 = 1e-3
 OF_F16 = 2e-2
@@ -93,6 +95,14 @@ def in_llama_cpp(asked, adapter, folder):
     return [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
 
 
+def scores(client, model, ids, tokens):
+    """The log probability of each of `tokens` behind `ids`, and how far it is behind the largest one."""
+    body = {"model": model, "prompt": ids + tokens, "max_tokens": 0, "echo": True, "logprobs": 2}
+    logprobs = client.post("/v1/completions", body)["choices"][0]["logprobs"]
+    ours, best = logprobs["token_logprobs"][len(ids) :], logprobs["top_logprobs"][len(ids) :]
+    return ours, [max(place.values()) - own for place, own in zip(best, ours, strict=True)]
+
+
 class Scored:
     """What llama.cpp answers with a file, beside what the server thinks of it."""
 
@@ -106,13 +116,12 @@ class Scored:
         tokens, ended = answer["tokens"], answer["stop_type"] == "eos"
         assert ended or len(tokens) == ANSWER, answer
         theirs = [place["logprob"] for place in answer["completion_probabilities"]][: len(tokens)]
-        scored = tokens + [END] * ended
-        body = {"model": model, "prompt": ids + scored, "max_tokens": 0, "echo": True, "logprobs": 2}
-        logprobs = client.post("/v1/completions", body)["choices"][0]["logprobs"]
-        ours, best = logprobs["token_logprobs"][len(ids) :], logprobs["top_logprobs"][len(ids) :]
-        gaps = [max(place.values()) - own for place, own in zip(best, ours, strict=True)]
+        ours, gaps = scores(client, model, ids, tokens)
+        if ended and tokens[-1] not in ENDS:
+            # llama.cpp does not say by which token.
+            gaps.append(min(scores(client, model, ids, [*tokens, end])[1][-1] for end in ENDS))
         self.lengths.append(len(tokens))
-        self.error = max([self.error, *(abs(a - b) for a, b in zip(ours[: len(tokens)], theirs, strict=True))])
+        self.error = max([self.error, *(abs(a - b) for a, b in zip(ours, theirs, strict=True))])
         self.behind = max(self.behind, max(gaps))
         self.same.append(max(gaps) == 0)
 
@@ -146,8 +155,9 @@ def check_exports(binary, folder):
     save_file(demo_in_f32(), in_f32 / "model.safetensors", {"format": "pt"})
     gguf_files.write_model(folder / "base.gguf", attunelib.DEMO, demo_in_f32())
     tokenizer = tokenizer_of_demo()
-    # Letters go on where a chat would answer and end.
-    prompts = [tokenizer.encode(letter[0]["content"], add_special_tokens=False).ids for letter in letters()[:ASKED]]
+    # Beginnings of letters go on longer than answers in a chat.
+    texts = [letter[0]["content"] for letter in letters()[:ASKED]]
+    prompts = [tokenizer.encode(text, add_special_tokens=False).ids[:GIVEN] for text in texts]
 
     settings, data_dir = folder / "attune.toml", attunelib.data_folder()
     models = {"demo": attunelib.DEMO, "wide-f32": in_f32}
