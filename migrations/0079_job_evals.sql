@@ -28,7 +28,8 @@ begin
     return coalesce(
         (select id from jobs
           where organization = p_organization and status in ('queued', 'running', 'paused')
-            and p_file in (spec->>'training_file', spec->>'validation_file', spec#>>'{eval,data_source,source,id}')
+            and p_file in (spec->>'training_file', spec->>'validation_file', spec->'distillation'->'prompts'->>'file',
+                           spec#>>'{eval,data_source,source,id}')
           order by created_at limit 1),
         (select id from batches
           where organization = p_organization and status in ('validating', 'in_progress', 'finalizing', 'cancelling')
