@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-rust test-sdk test-hostile test-ui hostile bench bench-serving bench-training bench-embeddings bench-ui quality check container-check openapi parity sanitize
+.PHONY: help setup demo serve test test-rust test-sdk test-hostile test-ui hostile bench bench-serving bench-training bench-embeddings bench-ui quality check container-check openapi parity sanitize mistralrs test-mistralrs
 
 PYTHON := .venv/bin/python
 
@@ -78,6 +78,17 @@ container-check: ## Build the images' run stages on stand-ins for their bases, r
 sanitize: setup ## Run the GPU's kernels on the CPU under the compiler's sanitizers (5 minutes)
 	@tools/sanitize-kernels
 
+# Beside both programs of Attune, where these look for it.
+mistralrs: setup ## Build the second engine, which serves other models (half an hour the first time)
+	@cargo build --release --locked --manifest-path engines/mistralrs/Cargo.toml --target-dir "$$(tools/target-dir)/mistralrs"
+	@for profile in debug release; do mkdir -p "$$(tools/target-dir)/$$profile"; \
+		cp "$$(tools/target-dir)/mistralrs/release/attune-mistralrs" "$$(tools/target-dir)/$$profile/"; done
+
+test-mistralrs: mistralrs .venv/.installed
+	@cargo fmt --check --manifest-path engines/mistralrs/Cargo.toml
+	@cargo build --locked
+	@$(PYTHON) -m pytest tests/sdk/test_second_engine.py --binary "$$(tools/target-dir)/debug/attune"
+
 parity: setup .venv-parity/.installed .venv-bench/.installed ## Compare with transformers, PEFT, mistralrs and llama.cpp anew: references, adapters, a whole loop (downloads torch)
 	@.venv-parity/bin/python tests/parity/make_fixtures.py
 	@.venv-parity/bin/python tests/parity/make_encoders.py
@@ -85,6 +96,7 @@ parity: setup .venv-parity/.installed .venv-bench/.installed ## Compare with tra
 	@.venv-parity/bin/python tests/parity/make_quantized.py
 	@.venv-parity/bin/python tests/parity/make_blocks.py
 	@.venv-parity/bin/python tests/parity/make_loglikelihoods.py
+	@.venv-parity/bin/python tests/parity/make_second_engine.py
 	@cargo test --locked --test model
 	@PARITY_OUT="$$(tools/target-dir)/parity" cargo test --locked --test model -- --ignored
 	@for family in llama qwen2 qwen3 smollm3 gemma2 gemma3 granite granite_hybrid olmo2 phi3_longrope ministral3 qwen3_moe mixtral olmoe gpt_oss lfm2; do \

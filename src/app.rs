@@ -1,6 +1,7 @@
 //! Builds everything once and runs it: database, models, engines, queue, worker, HTTP. Called by `main` and by tests.
 
 pub(crate) mod by_name;
+mod second_engine;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -70,7 +71,9 @@ impl App {
         by_name::resolve(&mut config.models, &by_name::Log::default()).await?;
         // A path that is no model's is told at once, not after a database has been set up.
         for entry in &config.models {
-            Checkpoint::open(&entry.path)?.generation(entry, usize::MAX)?;
+            let checkpoint = Checkpoint::of_entry(entry)?;
+            checkpoint.generation(entry, usize::MAX)?;
+            second_engine::check(entry, &checkpoint, &config)?;
         }
         system::give_back_freed_memory();
         let (store, postgres) = open_store(&config).await?;
@@ -342,8 +345,10 @@ async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalo
         limits.kv_cache_mib = Some(room);
     }
     let mut entries = Vec::with_capacity(models.len());
-    for model in models {
-        let backend: Arc<dyn Backend> = if model.is_static() {
+    for (model, entry) in models.into_iter().zip(&config.models) {
+        let backend: Arc<dyn Backend> = if model.runs_elsewhere {
+            second_engine::start(config, entry, &model, device.is_cpu(), &limits, priority).await?
+        } else if model.is_static() {
             Arc::new(StaticEngine::new(model.clone()))
         } else if model.config.is_encoder {
             EncoderEngine::start(model.clone(), &limits, priority)?

@@ -76,6 +76,8 @@ pub struct Config {
     pub models: Vec<ModelEntry>,
     /// Other names for models, each with the base model or the fine-tuned one that it stands for.
     pub aliases: BTreeMap<String, String>,
+    /// The program that runs models of the second engine; `None`: `attune-mistralrs` beside this program or in `PATH`.
+    pub second_engine: Option<PathBuf>,
     /// Where models run.
     pub device: DeviceChoice,
     /// Run fine-tune jobs inside `serve`.
@@ -207,6 +209,7 @@ impl Default for Config {
             database_connections: 16,
             models: Vec::new(),
             aliases: BTreeMap::new(),
+            second_engine: None,
             device: DeviceChoice::Auto,
             worker: true,
             ui: true,

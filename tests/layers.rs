@@ -78,6 +78,24 @@ fn no_neighbours_import_each_other_in_a_circle() {
     assert!(faults.is_empty(), "modules import each other in circles:\n{}", faults.join("\n"));
 }
 
+/// The second engine has a workspace and a lock file of its own: none of its crates reaches the default build, and no version
+/// of Attune's crates changes with it.
+#[test]
+fn the_default_build_knows_nothing_of_the_second_engine() {
+    let packages = |lock: PathBuf| -> BTreeSet<String> {
+        let text = std::fs::read_to_string(lock).unwrap();
+        text.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"')).map(str::to_owned).collect()
+    };
+    let own = packages(repository().join("Cargo.lock"));
+    let second = packages(repository().join("engines/mistralrs/Cargo.lock"));
+    for package in ["mistralrs", "mistralrs-core", "attune-mistralrs"] {
+        assert!(second.contains(package), "{package} is not in the lock file of the second engine");
+        assert!(!own.contains(package), "{package} has come into the lock file of the default build");
+    }
+    let manifest = std::fs::read_to_string(repository().join("engines/mistralrs/Cargo.toml")).unwrap();
+    assert!(manifest.contains("[workspace]"), "the second engine has no workspace of its own");
+}
+
 fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }

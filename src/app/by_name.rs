@@ -9,6 +9,7 @@ use crate::Result;
 use crate::hub::{self, Hub, ModelName, Plan, Progress, Tally};
 use crate::model::ModelConfig;
 use crate::model::entry::ModelEntry;
+use crate::model::second_engine::SecondEngineModel;
 use crate::model::static_model::is_model2vec;
 
 /// How often the log says how far a download is.
@@ -34,7 +35,7 @@ pub(crate) async fn resolve(models: &mut [ModelEntry], progress: &dyn Progress) 
 
 /// Returns why the model with this `config.json` cannot be served; `None` if it can.
 pub(crate) fn unsupported(config: &Path) -> Option<String> {
-    if is_model2vec(config) {
+    if is_model2vec(config) || SecondEngineModel::has_family(config) {
         return None;
     }
     let said = ModelConfig::read_file(config).err()?.to_string();

@@ -234,6 +234,9 @@ impl WorkAnswer {
     fn estimate(self) -> Result<(JobSpec, JobEstimate, Measured)> {
         let Self { entry, config, spec, training, validation, rates } = self;
         let model = Arc::new(BaseModel::load(&entry, &device::select(config.device)?)?);
+        if !model.trains() {
+            return Err(Error::Setup(format!("{}: fine-tuning cannot change this model", model.id)));
+        }
         let (pricing, memory) = (Pricing::of(&config), config.training.memory(&config.limits));
         let below_data = config.data_dir.join("tmp");
         let scratch = if below_data.is_dir() { below_data } else { std::env::temp_dir() };

@@ -53,6 +53,8 @@ enum Makes {
     Vectors,
     /// Vectors of a table, in which nothing can be trained.
     TableOfVectors,
+    /// Text, by another engine, which does not train.
+    TextElsewhere,
 }
 
 impl Makes {
@@ -60,6 +62,7 @@ impl Makes {
     fn of(checkpoint: &Checkpoint, path: &Path) -> Self {
         match checkpoint {
             Checkpoint::Static(_) => Self::TableOfVectors,
+            Checkpoint::SecondEngine(_) => Self::TextElsewhere,
             _ if checkpoint.is_for_vectors(path) || checkpoint.config().is_ok_and(|config| config.is_encoder) => {
                 Self::Vectors
             }
@@ -70,6 +73,7 @@ impl Makes {
     fn name(self) -> &'static str {
         match self {
             Self::Text => "text",
+            Self::TextElsewhere => "text (second engine)",
             Self::Vectors | Self::TableOfVectors => "vectors",
         }
     }
@@ -153,7 +157,7 @@ impl Row {
     }
 
     fn trains(&self) -> bool {
-        self.fault.is_none() && self.makes != Some(Makes::TableOfVectors)
+        self.fault.is_none() && !matches!(self.makes, Some(Makes::TableOfVectors | Makes::TextElsewhere))
     }
 
     fn cells(&self) -> Vec<String> {

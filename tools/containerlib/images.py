@@ -21,12 +21,23 @@ def pack_program(engine, program):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         subprocess.run(["strip", "-o", folder / "attune", program], check=True)
+        second_engine(folder / "attune-mistralrs", program)
         library(folder / "libcuda.so", "int cuInit(int f) { return 1; } int cuNew(void) { return 1; }")
         subprocess.run(
             [ROOT / "docker" / "optional-driver", folder / "libcuda.so", folder / "libattune-cuda.so"], check=True
         )
-        (folder / "Dockerfile").write_text("FROM scratch\nCOPY attune libattune-cuda.so /\n")
+        (folder / "Dockerfile").write_text("FROM scratch\nCOPY attune attune-mistralrs libattune-cuda.so /\n")
         engine("build", "--tag", PROGRAM, folder)
+
+
+def second_engine(path, program):
+    """Puts the second engine's program at `path`: the one beside `program`, or one that says what it stands for."""
+    built = Path(program).parent / "attune-mistralrs"
+    if built.is_file():
+        subprocess.run(["strip", "-o", path, built], check=True)
+    else:
+        path.write_text("#!/bin/sh\necho 'a stand-in: the second engine was not built' >&2\nexit 1\n")
+        path.chmod(0o755)
 
 
 def library(path, source, *flags):

@@ -64,6 +64,18 @@ pub enum Error {
     #[error("The model `{0}` makes vectors of texts and writes none: use it with /v1/embeddings.")]
     NoText(String),
 
+    /// The model runs on the second engine, which cannot do this.
+    #[error(
+        "The model `{model}` runs on the second engine, which does not give {what}. Leave it out, or use a model of Attune's \
+         own engine."
+    )]
+    NotOnThisEngine {
+        /// The model's id.
+        model: String,
+        /// What was asked for.
+        what: &'static str,
+    },
+
     /// No base model has this id.
     #[error("The model `{0}` does not exist or you do not have access to it.")]
     UnknownModel(String),

@@ -36,6 +36,7 @@ use serde_json::Value;
 pub use self::budget::{AbandonOnDrop, CompileBudget, EarlyEnd};
 pub use self::memory::GrammarMemory;
 pub use self::state::GrammarState;
+pub(crate) use self::state::ban;
 use self::state::{Session, caught, lexer_bytes};
 use crate::Result;
 use attune_model::vocabulary::Vocabulary;

@@ -3,6 +3,7 @@
 
 mod admission;
 pub mod catalog;
+pub mod child;
 pub mod encoder;
 pub mod error;
 pub mod grammar;
@@ -20,7 +21,7 @@ mod queue;
 mod request;
 mod rows;
 mod runner;
-mod sampler;
+pub mod sampler;
 mod scheduler;
 mod sequence;
 pub mod static_engine;
@@ -41,8 +42,8 @@ use self::logprobs::TokenLogprobs;
 use self::stops::StopTexts;
 use attune_model::lora::AdapterLease;
 
-/// Serves one base model. The native engine implements it in this process; the trait is kept for a second backend,
-/// which will run another library in a process of its own (`docs/adr/0001-own-engine.md`).
+/// Serves one base model. The native engine implements it in this process, and [`child`] over another library in a process
+/// of its own (`docs/adr/0009-second-engine.md`).
 pub trait Backend: Send + Sync {
     /// Queues a request; its events arrive on the channel. Dropping the receiver cancels it within one step.
     ///

@@ -88,6 +88,12 @@ impl EngineMetrics {
         }
     }
 
+    /// Sets the gauges of work that another process does.
+    pub(super) fn elsewhere(&self, waiting: usize, running: usize) {
+        self.waiting.set(waiting as f64);
+        self.running.set(running as f64);
+    }
+
     /// Sets the gauges of waiting and running work.
     pub(super) fn load<T: Owner>(&self, scheduler: &Scheduler<T>) {
         self.waiting.set(scheduler.waiting_count() as f64);

@@ -47,6 +47,13 @@ impl Priority {
         BusyGuard(self)
     }
 
+    /// Marks requests as running until the guard drops, which may live on its own.
+    pub fn busy_owned(self: &Arc<Self>) -> OwnedBusyGuard {
+        // The guard's end is counted by the owned one.
+        std::mem::forget(self.busy());
+        OwnedBusyGuard(self.clone())
+    }
+
     /// Returns the time in which requests have run so far.
     pub fn busy_time(&self) -> Duration {
         let busy = self.busy.lock();
@@ -167,6 +174,16 @@ impl Drop for SideTurns {
 /// Returns the CPU time of this thread: what waits, for a disk or for a core, takes nothing from requests.
 fn thread_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+/// Guard like [`BusyGuard`] for work that no scope encloses.
+#[derive(Debug)]
+pub struct OwnedBusyGuard(Arc<Priority>);
+
+impl Drop for OwnedBusyGuard {
+    fn drop(&mut self) {
+        drop(BusyGuard(&self.0));
+    }
 }
 
 impl Drop for BusyGuard<'_> {

@@ -69,12 +69,14 @@ pub(super) struct Embedding {
 }
 
 /// Result of a step for the next token.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum Next<'a> {
     /// Logits to draw it from.
     Logits(&'a [f32]),
     /// Token that the model drew as [`Answer::plain_draw`] asked.
     Token(u32),
+    /// Token that an engine in another process drew.
+    Given { token: u32, logprobs: Option<TokenLogprobs> },
 }
 
 /// Outcome of a step for one sequence.
@@ -216,6 +218,7 @@ impl Answer {
                 (id, self.logprobs.map(|count| TokenLogprobs::of(logits, id, count)).transpose()?)
             }
             Next::Token(token) => (self.sampler.drew(token)?, None),
+            Next::Given { token, logprobs } => (self.sampler.given(token)?, logprobs),
         };
         self.drawn += 1;
         if self.stop_tokens.contains(&id) {
@@ -243,6 +246,24 @@ impl Answer {
         }
         self.sampler.prepare();
         Ok(Drawn::Token(id))
+    }
+
+    /// Returns true if the client has gone.
+    pub(super) fn is_gone(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// Returns the tokens that may come next, a bit for each; `None` without a grammar.
+    pub(super) fn allowed(&mut self) -> Result<Option<Vec<u32>>> {
+        self.sampler.allowed()
+    }
+
+    /// Ends an answer that an engine in another process has ended behind its last token.
+    pub(super) fn ended_elsewhere(mut self, tokenizer: &Tokenizer, at_length: bool) {
+        let reason = if at_length { FinishReason::Length } else { FinishReason::Stop };
+        if let Err(error) = self.end(tokenizer, reason) {
+            self.send_failed(error);
+        }
     }
 
     /// Returns how long the client waited for the token just drawn; `None` if none was drawn yet.

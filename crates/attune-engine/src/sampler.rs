@@ -1,5 +1,6 @@
 //! Draws tokens: one [`Sampler`] per request, with its own random numbers, so that a seed gives the same text whatever
-//! else is in the batch. Called by `request.rs`, on the engine thread, with one row of logits per token.
+//! else is in the batch. Called by `request.rs`, on the engine thread, with one row of logits per token, and by the program
+//! of the second engine.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 
 use super::Sampling;
-use super::grammar::GrammarState;
+use super::grammar::{GrammarState, ban};
 use crate::{Error, Result};
 use attune_model::kernels::cpu::logits as row;
 use attune_model::kernels::{Draw, NO_TOKEN};
@@ -21,7 +22,7 @@ const LARGEST_LOGIT: f32 = 1e30;
 
 /// State of one request's draws.
 #[derive(Debug)]
-pub(crate) struct Sampler {
+pub struct Sampler {
     sampling: Sampling,
     random: ChaCha8Rng,
     /// Number of times that each token was drawn; kept only if a penalty needs it.
@@ -38,7 +39,7 @@ pub(crate) struct Sampler {
 
 impl Sampler {
     /// Creates a sampler before its first token.
-    pub(crate) fn new(sampling: Sampling) -> Self {
+    pub fn new(sampling: Sampling) -> Self {
         let random = sampling.seed.map_or_else(ChaCha8Rng::from_os_rng, ChaCha8Rng::seed_from_u64);
         let (drawn, seen, scratch) = (HashMap::new(), HashSet::new(), Vec::new());
         Self { sampling, random, drawn, seen, prompt: None, scratch, grammar: None }
@@ -46,7 +47,7 @@ impl Sampler {
 
     /// Counts the tokens of `prompt` for the repetition penalty.
     #[must_use]
-    pub(crate) fn with_prompt(mut self, prompt: &Arc<[u32]>) -> Self {
+    pub fn with_prompt(mut self, prompt: &Arc<[u32]>) -> Self {
         self.prompt = self.penalises_repetition().then(|| prompt.clone());
         self
     }
@@ -74,6 +75,12 @@ impl Sampler {
     /// Draws the next token. Fails if a logit is not a finite number (the model or the adapter is broken), or if the
     /// grammar cannot be followed any further.
     pub(crate) fn draw(&mut self, logits: &[f32]) -> Result<u32> {
+        self.draw_among(logits, None)
+    }
+
+    /// Draws the next token of those that `allowed` has a bit for, beside what a grammar of its own allows; of all with
+    /// `None`. Fails as [`Self::draw`], and if no token is allowed.
+    pub fn draw_among(&mut self, logits: &[f32], allowed: Option<&[u32]>) -> Result<u32> {
         if logits.is_empty() || !row::all_finite(logits) {
             return Err(broken_logits());
         }
@@ -81,7 +88,7 @@ impl Sampler {
             self.seen.extend(prompt.iter());
         }
         let greedy = self.sampling.temperature <= 0.0;
-        let token = if greedy && !self.changes_logits() {
+        let token = if greedy && !self.changes_logits() && allowed.is_none() {
             row::position_of_max(logits) as u32
         } else {
             self.scratch.clear();
@@ -90,14 +97,37 @@ impl Sampler {
             if let Some(grammar) = &mut self.grammar {
                 grammar.mask(&mut self.scratch)?;
             }
+            if let Some(allowed) = allowed
+                && !ban(allowed, &mut self.scratch)
+            {
+                return Err(Error::Internal("the grammar allows no token".into()));
+            }
             if greedy { row::position_of_max(&self.scratch) as u32 } else { self.draw_by_weight() }
         };
+        self.count(token);
+        if let Some(grammar) = &mut self.grammar {
+            grammar.accept(token)?;
+        }
+        Ok(token)
+    }
+
+    /// Counts a drawn token for the penalties.
+    fn count(&mut self, token: u32) {
         if self.sampling.presence_penalty != 0.0 || self.sampling.frequency_penalty != 0.0 {
             *self.drawn.entry(token).or_default() += 1;
         }
         if self.penalises_repetition() {
             self.seen.insert(token);
         }
+    }
+
+    /// Returns the tokens that the grammar allows next, a bit for each; `None` without a grammar.
+    pub(crate) fn allowed(&mut self) -> Result<Option<Vec<u32>>> {
+        self.grammar.as_mut().map(GrammarState::allowed_tokens).transpose()
+    }
+
+    /// Records a token that another process drew, among those of [`Self::allowed`].
+    pub(crate) fn given(&mut self, token: u32) -> Result<u32> {
         if let Some(grammar) = &mut self.grammar {
             grammar.accept(token)?;
         }

@@ -12,6 +12,7 @@ use crate::entry::ModelEntry;
 use crate::folder::{self, Form};
 use crate::generation::GenerationDefaults;
 use crate::gguf::{self, Gguf};
+use crate::second_engine::{EngineChoice, SecondEngineModel};
 use crate::static_model::StaticModel;
 use crate::tokenizer::{Tokenizer, TokenizerSource};
 use crate::vectors::{self, VectorForm};
@@ -27,9 +28,34 @@ pub enum Checkpoint {
     Gguf(Arc<Gguf>),
     /// A table of vectors of tokens.
     Static(StaticModel),
+    /// A folder whose model another engine runs.
+    SecondEngine(SecondEngineModel),
 }
 
 impl Checkpoint {
+    /// Opens the model of `entry` for the engine that it names.
+    pub fn of_entry(entry: &ModelEntry) -> Result<Self> {
+        match entry.engine {
+            EngineChoice::Auto => Self::open(&entry.path),
+            EngineChoice::Attune => match Self::open(&entry.path)? {
+                Self::SecondEngine(_) => {
+                    let family = Self::open(&entry.path)?.config()?.family;
+                    Err(Error::Setup(format!(
+                        "{}: engine = \"attune\" does not have model_type `{family}`; the other engine has it: leave `engine` \
+                         out, or set \"mistralrs\"",
+                        entry.path.display()
+                    )))
+                }
+                own => Ok(own),
+            },
+            EngineChoice::Mistralrs => {
+                let model = SecondEngineModel::chosen(&entry.path)?;
+                model.check()?;
+                Ok(Self::SecondEngine(model))
+            }
+        }
+    }
+
     /// Opens the model at `path`; refuses a path that no model can be loaded from, with what to do about it. Reads small
     /// files and headers only.
     pub fn open(path: &Path) -> Result<Self> {
@@ -43,6 +69,10 @@ impl Checkpoint {
             Form::Static(model) => {
                 model.check()?;
                 Ok(Self::Static(model))
+            }
+            Form::SecondEngine(model) => {
+                model.check()?;
+                Ok(Self::SecondEngine(model))
             }
             Form::Gguf(path) => {
                 let file = Gguf::open(&path)?;
@@ -58,6 +88,7 @@ impl Checkpoint {
             Self::Folder(folder) => Some(folder),
             Self::Gguf(_) => None,
             Self::Static(model) => Some(model.files()),
+            Self::SecondEngine(model) => Some(model.folder()),
         }
     }
 
@@ -67,6 +98,7 @@ impl Checkpoint {
             Self::Folder(_) => vectors::folder::has_modules(path),
             Self::Gguf(file) => gguf::vectors::has_pooling(file),
             Self::Static(_) => true,
+            Self::SecondEngine(_) => false,
         }
     }
 
@@ -76,6 +108,7 @@ impl Checkpoint {
             Self::Folder(folder) => ModelConfig::read(folder),
             Self::Gguf(file) => gguf::config::read(file),
             Self::Static(model) => model.config(),
+            Self::SecondEngine(model) => model.config(),
         }
     }
 
@@ -85,6 +118,7 @@ impl Checkpoint {
             Self::Folder(folder) => Weights::open(folder, device),
             Self::Gguf(file) => Weights::of_gguf(file.clone(), device),
             Self::Static(model) => model.weights(device),
+            Self::SecondEngine(model) => model.weights(device),
         }
     }
 
@@ -94,6 +128,7 @@ impl Checkpoint {
             Self::Folder(folder) => TokenizerSource::read(folder),
             Self::Gguf(file) => gguf::tokenizer::source(file.metadata()),
             Self::Static(model) => model.tokenizer_source(),
+            Self::SecondEngine(model) => TokenizerSource::read(model.folder()),
         }
     }
 
@@ -103,13 +138,14 @@ impl Checkpoint {
             Self::Folder(folder) => ChatTemplate::read(folder),
             Self::Gguf(file) => gguf::template::read(file.metadata()),
             Self::Static(_) => Ok(None),
+            Self::SecondEngine(model) => ChatTemplate::read(model.folder()),
         }
     }
 
     /// Reads what requests get for the fields that they leave out, of the model of `entry` with `context` positions.
     pub fn generation(&self, entry: &ModelEntry, context: usize) -> Result<GenerationDefaults> {
         match self {
-            Self::Folder(_) | Self::Static(_) => GenerationDefaults::read(entry, context),
+            Self::Folder(_) | Self::Static(_) | Self::SecondEngine(_) => GenerationDefaults::read(entry, context),
             Self::Gguf(file) => GenerationDefaults::read_gguf(entry, context, file.metadata()),
         }
     }
@@ -123,6 +159,7 @@ impl Checkpoint {
             Self::Folder(_) => vectors::folder::read(path, config),
             Self::Gguf(file) => gguf::vectors::read(file, config),
             Self::Static(model) => model.vectors(config),
+            Self::SecondEngine(model) => vectors::folder::read(model.folder(), config),
         }
     }
 
@@ -132,6 +169,7 @@ impl Checkpoint {
             Self::Folder(folder) => end_tokens(folder, tokenizer),
             Self::Gguf(file) => gguf::tokenizer::end_tokens(file.metadata()),
             Self::Static(_) => Ok(Vec::new()),
+            Self::SecondEngine(model) => end_tokens(model.folder(), tokenizer),
         }
     }
 
@@ -141,6 +179,7 @@ impl Checkpoint {
             Self::Folder(folder) => std::fs::metadata(folder.join("config.json")),
             Self::Gguf(file) => std::fs::metadata(file.path()),
             Self::Static(model) => model.metadata(),
+            Self::SecondEngine(model) => std::fs::metadata(model.folder().join("config.json")),
         };
         let modified = modified.and_then(|metadata| metadata.modified()).ok();
         let age = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
@@ -153,6 +192,7 @@ impl Checkpoint {
             Self::Folder(folder) => Error::Setup(format!("{}: {message}", folder.display())),
             Self::Gguf(file) => file.fault(message),
             Self::Static(model) => model.fault(message),
+            Self::SecondEngine(model) => Error::Setup(format!("{}: {message}", model.folder().display())),
         }
     }
 }

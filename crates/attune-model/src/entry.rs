@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::device;
 use crate::linear::{Dtype, Storage};
 use crate::sampling_settings::SamplingSettings;
+use crate::second_engine::EngineChoice;
 
 /// One base model: the id that clients use, and its folder in Hugging Face form or GGUF file.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
@@ -19,6 +20,13 @@ pub struct ModelEntry {
     /// The folder with `config.json`, `*.safetensors` and `tokenizer.json`, the GGUF file, or a name on a hub after
     /// `hf:`, which the start replaces by the path in the cache.
     pub path: PathBuf,
+    /// The engine that runs it.
+    #[serde(default, skip_serializing_if = "EngineChoice::is_auto")]
+    pub engine: EngineChoice,
+    /// Folder of a PEFT adapter that the second engine adds to the weights at load; Attune's own engine loads adapters
+    /// while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<PathBuf>,
     /// Type of the weight matrices in memory that are not quantized at load, whatever the checkpoint's precision; by
     /// default bf16 on a GPU, and on the CPU f32, or a quantized checkpoint's own numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -46,7 +54,18 @@ impl ModelEntry {
     /// Makes an entry for the model in `path`, held in its device's usual type, that says nothing about answers.
     pub fn new(id: impl Into<String>, path: impl Into<PathBuf>) -> Self {
         let (id, path, sampling) = (id.into(), path.into(), SamplingSettings::default());
-        Self { id, path, dtype: None, quantize: None, sampling, max_answer_tokens: None, generation_config: true }
+        let engine = EngineChoice::Auto;
+        Self {
+            id,
+            path,
+            engine,
+            adapter: None,
+            dtype: None,
+            quantize: None,
+            sampling,
+            max_answer_tokens: None,
+            generation_config: true,
+        }
     }
 
     /// Refuses settings of answers that cannot be meant; the message names setting, value and range.

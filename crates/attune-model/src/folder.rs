@@ -6,6 +6,7 @@ use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use crate::gguf::later_shard;
+use crate::second_engine::SecondEngineModel;
 use crate::static_model::StaticModel;
 use crate::{Error, ModelConfig, Result, vectors, weights};
 
@@ -23,6 +24,8 @@ pub(crate) enum Form {
     Folder(PathBuf),
     /// The folder of a table of vectors of tokens.
     Static(StaticModel),
+    /// The folder of a model that another engine runs.
+    SecondEngine(SecondEngineModel),
     /// A GGUF file, or the first one of several shards.
     Gguf(PathBuf),
 }
@@ -39,6 +42,9 @@ pub(crate) fn find(path: &Path) -> Result<Form> {
     let names = list(path)?;
     if let Some(model) = StaticModel::find(path)? {
         return Ok(Form::Static(model));
+    }
+    if let Some(model) = SecondEngineModel::find(path)? {
+        return Ok(Form::SecondEngine(model));
     }
     if vectors::folder::has_modules(path) {
         return Ok(Form::Folder(vectors::folder::of_model(path)?));

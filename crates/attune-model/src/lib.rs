@@ -30,6 +30,7 @@ pub mod rope;
 pub mod rope_scaling;
 pub mod routes;
 pub mod sampling_settings;
+pub mod second_engine;
 mod sites;
 pub mod static_model;
 pub mod tokenizer;
@@ -90,6 +91,8 @@ pub struct BaseModel {
     pub generation: GenerationDefaults,
     /// Unix seconds of the checkpoint's last change, shown as the model's `created`.
     pub created: i64,
+    /// True if another engine runs it, in a process of its own: the decoder computes nothing then.
+    pub runs_elsewhere: bool,
 }
 
 impl BaseModel {
@@ -102,7 +105,7 @@ impl BaseModel {
     pub fn load_on(entry: &ModelEntry, kernels: &Kernels) -> Result<Self> {
         let device = kernels.device();
         let _free_at_once = FreeAtOnce::new();
-        let checkpoint = Checkpoint::open(&entry.path)?;
+        let checkpoint = Checkpoint::of_entry(entry)?;
         let config = checkpoint.config()?;
         let generation = checkpoint.generation(entry, config.max_position_embeddings)?;
         let weights = checkpoint.weights(device)?;
@@ -111,7 +114,7 @@ impl BaseModel {
         drop(huge_pages);
         let classifier = match &checkpoint {
             Checkpoint::Folder(folder) => classifier::loading::load(folder, &config, &weights)?,
-            Checkpoint::Gguf(_) | Checkpoint::Static(_) => None,
+            Checkpoint::Gguf(_) | Checkpoint::Static(_) | Checkpoint::SecondEngine(_) => None,
         };
         weights.check_all_read()?;
         let vectors = checkpoint.vectors(&entry.path, &config)?;
@@ -151,12 +154,18 @@ impl BaseModel {
             end_tokens,
             generation,
             created: checkpoint.created(),
+            runs_elsewhere: matches!(checkpoint, Checkpoint::SecondEngine(_)),
         })
     }
 
     /// Returns true if the model is a table of vectors of tokens, without blocks.
     pub fn is_static(&self) -> bool {
-        self.decoder.blocks.is_empty()
+        self.decoder.blocks.is_empty() && !self.runs_elsewhere
+    }
+
+    /// Returns true if fine-tuning can change it: Attune's own decoder runs it, and it has layers.
+    pub fn trains(&self) -> bool {
+        !self.decoder.blocks.is_empty()
     }
 
     /// Returns how many tokens of a text with this `prompt` before it are read, but not pooled.

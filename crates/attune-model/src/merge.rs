@@ -46,6 +46,9 @@ const COPIED: [&str; 10] = [
 ];
 /// Why nothing is added to a static model.
 const NO_LAYERS: &str = "this is a table of vectors of tokens, without layers that an adapter could change";
+/// Why nothing is added to a model of the second engine.
+const NOT_TRAINED: &str =
+    "another engine runs models of this family, which are not trained: there is no adapter that could be added";
 /// A folder of further templates.
 const TEMPLATES: &str = "additional_chat_templates";
 /// Bytes of one file of weights at the most, as transformers cuts them.
@@ -70,6 +73,7 @@ impl Base {
         Ok(match folder::find(&self.path)? {
             Form::Folder(folder) => Checkpoint::Folder(folder),
             Form::Gguf(path) => Checkpoint::Gguf(Arc::new(Gguf::open(&path)?)),
+            Form::SecondEngine(_) => return Err(fault(&self.path, NOT_TRAINED)),
             Form::Static(_) => return Err(fault(&self.path, NO_LAYERS)),
         })
     }
@@ -147,6 +151,7 @@ pub fn write_gguf(base: &Base, adapter: &Adapter, output: &Path, kind: Option<We
             new_gguf::write(base, &checkpoint, &folder, changes, output, kind)
         }
         Checkpoint::Static(_) => Err(fault(&base.path, NO_LAYERS)),
+        Checkpoint::SecondEngine(_) => Err(fault(&base.path, NOT_TRAINED)),
     }
 }
 

@@ -117,6 +117,12 @@ async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Resu
             );
             return Err(Problem::invalid("model", message));
         }
+        if entry.model.runs_elsewhere {
+            let message = format!(
+                "The model `{base}` runs on the second engine, which does not train: choose a model of Attune's own engine."
+            );
+            return Err(Problem::invalid("model", message));
+        }
         max_sequence_tokens(&spec.hyperparameters, &entry.model.config)?;
         target_modules(&spec.hyperparameters, &entry.model.config)?;
         check_experts(&spec.hyperparameters, &entry.model.config)?;

@@ -103,6 +103,9 @@ impl Target {
 
     /// Refuses a model whose hidden states were trained for its labels alone: vectors made of them mean nothing.
     pub(crate) fn check_makes_vectors(&self) -> Result<()> {
+        if self.model().runs_elsewhere {
+            return Err(self.cannot("makes no vectors on the second engine"));
+        }
         if self.model().classifier.is_none() { Ok(()) } else { Err(self.cannot("makes no vectors of them")) }
     }
 
@@ -117,6 +120,7 @@ impl Target {
         let (does, routes) = match &model.classifier {
             Some(head) if head.labels.len() == 1 => ("scores texts", "/v1/rerank, /v1/score or /v1/classify"),
             Some(_) => ("classifies texts", "/v1/classify"),
+            None if model.runs_elsewhere => ("writes texts", "/v1/chat/completions or /v1/completions"),
             None if self.writes() => ("writes texts", "/v1/chat/completions, /v1/completions or /v1/embeddings"),
             None => ("makes vectors of texts", "/v1/embeddings, /v1/rerank or /v1/score"),
         };

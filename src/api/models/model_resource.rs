@@ -31,6 +31,9 @@ pub(crate) struct Model {
     /// The base model of a fine-tuned one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
+    /// Extension: `mistralrs` if the second engine runs the base model, which then does not train; absent for Attune's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<&'static str>,
     /// Extension: what requests get for fields that they leave out; absent if the base model is not served, or writes no
     /// text.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -146,6 +149,7 @@ impl Model {
             owned_by: self.owned_by.clone(),
             root: Some(self.id.clone()),
             parent: self.parent.clone(),
+            engine: self.engine,
             defaults: self.defaults,
         }
     }
@@ -158,6 +162,7 @@ impl Model {
             created: model.created_at,
             owned_by: model.organization,
             root: Some(model.base.clone()),
+            engine: None,
             defaults: state.catalog.get(&model.base).ok().and_then(|entry| ModelDefaults::of(&entry.model)),
             parent: Some(model.base),
         }
@@ -168,7 +173,8 @@ impl From<&BaseModel> for Model {
     fn from(model: &BaseModel) -> Self {
         let (id, created) = (model.id.clone(), model.created);
         let defaults = ModelDefaults::of(model);
-        Self { id, object: "model", created, owned_by: "attune".into(), root: None, parent: None, defaults }
+        let engine = model.runs_elsewhere.then_some("mistralrs");
+        Self { id, object: "model", created, owned_by: "attune".into(), root: None, parent: None, engine, defaults }
     }
 }
 

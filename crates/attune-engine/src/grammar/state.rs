@@ -160,10 +160,19 @@ impl GrammarState {
     pub fn mask(&mut self, logits: &mut [f32]) -> Result<()> {
         let mut place = self.place.lock().map_err(|_| broken())?;
         let any = match place.allowed() {
-            Ok(allowed) => ban(allowed, logits),
+            Ok(allowed) => ban(allowed.as_slice(), logits),
             Err(fault) => return Err(self.failed(fault)),
         };
         if any { Ok(()) } else { Err(self.dead_end()) }
+    }
+
+    /// Returns the tokens that may come next, a bit for each.
+    pub(crate) fn allowed_tokens(&mut self) -> Result<Vec<u32>> {
+        let mut place = self.place.lock().map_err(|_| broken())?;
+        match place.allowed() {
+            Ok(allowed) => Ok(allowed.as_slice().to_vec()),
+            Err(fault) => Err(self.failed(fault)),
+        }
     }
 
     /// Advances the grammar by the drawn token.
@@ -206,10 +215,9 @@ fn broken() -> Error {
     Error::Internal("grammar: the parser panicked".into())
 }
 
-/// Bans all tokens but the allowed ones; returns `false` if no token is left.
-fn ban(allowed: &SimpleVob, logits: &mut [f32]) -> bool {
+/// Bans all tokens but those that `words` have a bit for; returns `false` if no token is left.
+pub(crate) fn ban(words: &[u32], logits: &mut [f32]) -> bool {
     let mut any = false;
-    let words = allowed.as_slice();
     for (word, logits) in logits.chunks_mut(32).enumerate() {
         let bits = words.get(word).copied().unwrap_or(0);
         for (bit, logit) in logits.iter_mut().enumerate() {

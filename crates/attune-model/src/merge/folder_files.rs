@@ -43,6 +43,7 @@ pub(super) fn write(checkpoint: &Checkpoint, part: &Path, kind: WeightType, tied
         }
         Checkpoint::Gguf(file) => of_file(file, part, kind, tied),
         Checkpoint::Static(_) => Err(checkpoint.fault(super::NO_LAYERS)),
+        Checkpoint::SecondEngine(_) => Err(checkpoint.fault(super::NOT_TRAINED)),
     }
 }
 

@@ -88,9 +88,13 @@ fn base(pages: &Pages, model: &BaseModel, uses: RecentUse) -> Markup {
             dl.facts {
                 dt { "Kind" } dd { "base model, " @if config.is_encoder { "makes vectors" } @else { "writes text" } }
                 dt { "Family" } dd { (config.family) }
-                dt { "Size" } dd {
-                    (config.num_hidden_layers) " blocks, " (config.hidden_size) " wide, "
-                    (format::count(config.vocab_size as f64)) " tokens known"
+                @if model.runs_elsewhere {
+                    dt { "Engine" } dd { "mistralrs, in a process of its own: it cannot be fine-tuned" }
+                } @else {
+                    dt { "Size" } dd {
+                        (config.num_hidden_layers) " blocks, " (config.hidden_size) " wide, "
+                        (format::count(config.vocab_size as f64)) " tokens known"
+                    }
                 }
                 dt { "Context" } dd { (format::count(config.max_position_embeddings as f64)) " tokens" }
                 @if !aliases.is_empty() {

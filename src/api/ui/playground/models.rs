@@ -49,6 +49,6 @@ fn base<'a>(state: &'a ApiState, model: &Model) -> Option<&'a Arc<BaseModel>> {
 fn serves(base: &BaseModel, wanted: Use) -> bool {
     match wanted {
         Use::Answers => !base.config.is_encoder && !base.is_static(),
-        Use::Vectors => base.classifier.is_none(),
+        Use::Vectors => base.classifier.is_none() && !base.runs_elsewhere,
     }
 }

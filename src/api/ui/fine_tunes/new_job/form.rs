@@ -137,7 +137,7 @@ async fn complete(pages: &Pages, file: &File, draft: &mut Draft) -> Result<()> {
         let of_labels = object.contains_key("label") && is_of_texts(&object);
         let fits = |entry: &&crate::engine::catalog::CatalogEntry| {
             let model = &entry.model;
-            !model.is_static()
+            model.trains()
                 && if of_labels {
                     model.classifier.is_some()
                 } else {
@@ -145,7 +145,7 @@ async fn complete(pages: &Pages, file: &File, draft: &mut Draft) -> Result<()> {
                 }
         };
         let entries = pages.api.catalog.entries();
-        let best = entries.iter().find(fits).or_else(|| entries.iter().find(|entry| !entry.model.is_static()));
+        let best = entries.iter().find(fits).or_else(|| entries.iter().find(|entry| entry.model.trains()));
         if let Some(entry) = best {
             draft.set("model", &entry.model.id);
         }

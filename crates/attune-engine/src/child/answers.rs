@@ -1,0 +1,328 @@
+//! The answers of an engine in another process: which run there, which wait, and what becomes of them when the process
+//! ends. Filled by [`ChildEngine`](super::ChildEngine), driven by the thread that reads what the process says
+//! ([`super::process`]).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::protocol::{Draw, FromChild, Generate, ToChild};
+use super::waiting::Waiting;
+use crate::admission::Ticket;
+use crate::limits::EngineLimits;
+use crate::logprobs::TokenLogprobs;
+use crate::metrics::EngineMetrics;
+use crate::priority::{OwnedBusyGuard, Priority};
+use crate::request::{Answer, Drawn, Next};
+use crate::{Error, Result, Sampling};
+use attune_model::BaseModel;
+use attune_model::tokenizer::Tokenizer;
+
+/// Time that a client is told to wait if its request was never begun: the queue is long.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
+/// Why an answer failed whose process has ended.
+const PROCESS_ENDED: &str = "The model's engine has ended and is being started again. Please try again.";
+
+/// Where frames for the process go; an error if it has gone.
+pub(super) trait Link: Send + std::fmt::Debug {
+    /// Sends a frame.
+    fn send(&mut self, message: &ToChild) -> std::io::Result<()>;
+}
+
+/// A request with what is needed to begin it, again if need be.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) organization: Arc<str>,
+    pub(super) background: bool,
+    pub(super) prompt: Arc<[u32]>,
+    pub(super) max_tokens: usize,
+    pub(super) logprobs: Option<usize>,
+    pub(super) draw: Draw,
+    pub(super) answer: Answer,
+    /// Its place in the queue, given back when it begins.
+    pub(super) ticket: Arc<Ticket>,
+    pub(super) submitted: Instant,
+}
+
+/// An answer that the process writes.
+#[derive(Debug)]
+struct Running {
+    answer: Answer,
+    submitted: Instant,
+    /// Tokens that the process has drawn for it.
+    drawn: usize,
+    /// Keeps training back while it runs; `None` in the background.
+    _busy: Option<OwnedBusyGuard>,
+}
+
+/// All answers of one engine.
+#[derive(Debug)]
+pub(super) struct Answers {
+    model: Arc<BaseModel>,
+    sequences: usize,
+    max_queue: Duration,
+    max_request: Duration,
+    priority: Arc<Priority>,
+    metrics: MetricsOf,
+    state: Mutex<State>,
+}
+
+/// The metrics, which cannot be printed.
+struct MetricsOf(EngineMetrics);
+
+impl std::fmt::Debug for MetricsOf {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("EngineMetrics")
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// `None` while no process is ready.
+    link: Option<Box<dyn Link>>,
+    running: HashMap<u64, Running>,
+    waiting: Waiting<Request>,
+    /// Number of the next answer.
+    next: u64,
+    stopped: bool,
+}
+
+impl Answers {
+    /// Makes the answers of `model`, of which `sequences` run at the same time.
+    pub(super) fn new(
+        model: Arc<BaseModel>,
+        sequences: usize,
+        limits: &EngineLimits,
+        priority: Arc<Priority>,
+        metrics: EngineMetrics,
+    ) -> Self {
+        Self {
+            model,
+            sequences,
+            max_queue: Duration::from_secs(limits.max_queue_seconds),
+            max_request: Duration::from_secs(limits.max_request_seconds),
+            priority,
+            metrics: MetricsOf(metrics),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Returns the model's id.
+    pub(super) fn model(&self) -> &str {
+        &self.model.id
+    }
+
+    /// Returns the model's tokenizer.
+    pub(super) fn tokenizer(&self) -> &Tokenizer {
+        &self.model.tokenizer
+    }
+
+    /// Queues `requests`; they begin as soon as there are places. While no process is ready they are refused.
+    pub(super) fn submit(&self, requests: Vec<Request>) -> Result<()> {
+        let mut state = self.state.lock();
+        if state.stopped {
+            return Err(Error::stopped());
+        }
+        if state.link.is_none() {
+            return Err(Error::Unavailable(PROCESS_ENDED));
+        }
+        for request in requests {
+            state.waiting.push(&request.organization.clone(), request.background, request);
+        }
+        self.begin_waiting(&mut state);
+        Ok(())
+    }
+
+    /// Takes the process at the other end of `link`, which is ready. Returns false if the engine has been stopped.
+    pub(super) fn connect(&self, link: Box<dyn Link>) -> bool {
+        let mut state = self.state.lock();
+        if state.stopped {
+            return false;
+        }
+        state.link = Some(link);
+        self.begin_waiting(&mut state);
+        true
+    }
+
+    /// Forgets the process, which has ended: what was in flight fails, what waits goes on waiting.
+    pub(super) fn disconnect(&self) {
+        let mut state = self.state.lock();
+        state.link = None;
+        for running in state.running.drain().map(|(_, running)| running) {
+            running.answer.send_failed(Error::Unavailable(PROCESS_ENDED));
+        }
+        self.metrics.0.restarted();
+        self.count(&state);
+    }
+
+    /// Fails everything, and refuses what comes.
+    pub(super) fn stop(&self) {
+        let mut state = self.state.lock();
+        state.stopped = true;
+        state.link = None;
+        for running in state.running.drain().map(|(_, running)| running) {
+            running.answer.send_failed(Error::stopped());
+        }
+        for request in state.waiting.take(|_| true) {
+            request.answer.send_failed(Error::stopped());
+        }
+    }
+
+    /// Returns true once the engine has been stopped.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.state.lock().stopped
+    }
+
+    /// Takes what the process says of an answer. Answers that are not known have been given up; that is fine.
+    pub(super) fn hear(&self, said: FromChild) {
+        let mut state = self.state.lock();
+        match said {
+            FromChild::Token { request, token, logprob, top } => {
+                self.take_token(&mut state, request, token, logprob, top);
+            }
+            FromChild::Ended { request, at_length } => {
+                if let Some(running) = state.running.remove(&request) {
+                    running.answer.ended_elsewhere(self.tokenizer(), at_length);
+                }
+            }
+            FromChild::Failed { request, message } => {
+                if let Some(running) = state.running.remove(&request) {
+                    let error = format!("the second engine: {message}");
+                    running.answer.send_failed(Error::Internal(error));
+                }
+            }
+            FromChild::Loading { .. } | FromChild::Ready { .. } | FromChild::Unfit { .. } => {}
+        }
+        self.begin_waiting(&mut state);
+    }
+
+    /// Ends what waits or runs for too long, and what nobody waits for any more.
+    pub(super) fn sweep(&self, now: Instant) {
+        let mut state = self.state.lock();
+        let (max_queue, max_request) = (self.max_queue, self.max_request);
+        let age = |submitted: Instant| now.saturating_duration_since(submitted);
+        for request in state.waiting.take(|request| request.answer.is_gone() || age(request.submitted) > max_queue) {
+            let what = "the request waited too long for its turn";
+            request.answer.send_failed(Error::Overloaded { what, retry_after: RETRY_AFTER });
+        }
+        let over = |running: &Running| running.answer.is_gone() || age(running.submitted) > max_request;
+        let over: Vec<u64> =
+            state.running.iter().filter(|(_, running)| over(running)).map(|(number, _)| *number).collect();
+        for number in over {
+            if let Some(running) = state.running.remove(&number) {
+                running.answer.send_failed(Error::TimedOut { limit: max_request });
+            }
+            say(&mut state, &ToChild::Cancel { request: number });
+        }
+        self.begin_waiting(&mut state);
+    }
+
+    fn take_token(&self, state: &mut State, number: u64, token: u32, logprob: Option<f32>, top: Vec<(u32, f32)>) {
+        let Some(running) = state.running.get_mut(&number) else { return };
+        running.drawn += 1;
+        let logprobs = logprob.map(|logprob| TokenLogprobs { id: token, logprob, top });
+        let drawn = running.answer.draw(self.tokenizer(), Next::Given { token, logprobs });
+        if let Some(time) = running.answer.token_time(Instant::now()) {
+            self.metrics.0.token(time);
+        }
+        let allowed = match drawn {
+            Ok(Drawn::Ended) => None,
+            Ok(Drawn::Token(_) | Drawn::Continues) => match running.answer.allowed() {
+                Ok(allowed) => {
+                    return allowed.map_or((), |tokens| say(state, &ToChild::Allow { request: number, tokens }));
+                }
+                Err(error) => Some(error),
+            },
+            Err(error) => Some(error),
+        };
+        if let (Some(error), Some(running)) = (allowed, state.running.get(&number)) {
+            running.answer.send_failed(error);
+        }
+        state.running.remove(&number);
+        say(state, &ToChild::Cancel { request: number });
+    }
+
+    /// Begins what waits, as far as there are places.
+    fn begin_waiting(&self, state: &mut State) {
+        while state.link.is_some() && state.running.len() < self.sequences {
+            let Some(mut request) = state.waiting.pop() else { break };
+            if request.answer.is_gone() {
+                continue;
+            }
+            let allowed = match request.answer.allowed() {
+                Ok(allowed) => allowed,
+                Err(error) => {
+                    request.answer.send_failed(error);
+                    continue;
+                }
+            };
+            if request.max_tokens == 0 {
+                request.answer.ended_elsewhere(self.tokenizer(), true);
+                continue;
+            }
+            request.ticket.begin();
+            state.next += 1;
+            let number = state.next;
+            let generate = Generate {
+                request: number,
+                prompt: request.prompt.to_vec(),
+                max_tokens: request.max_tokens,
+                draw: request.draw,
+                logprobs: request.logprobs,
+                allowed,
+            };
+            let busy = (!request.background).then(|| self.priority.busy_owned());
+            let running = Running { answer: request.answer, submitted: request.submitted, drawn: 0, _busy: busy };
+            state.running.insert(number, running);
+            say(state, &ToChild::Generate(generate));
+        }
+        self.count(state);
+    }
+
+    fn count(&self, state: &State) {
+        self.metrics.0.elsewhere(state.waiting.len(), state.running.len());
+    }
+}
+
+/// Sends a frame. If the process has gone, the thread that reads from it notices, too, and everything fails there.
+fn say(state: &mut State, message: &ToChild) {
+    if let Some(link) = &mut state.link
+        && let Err(error) = link.send(message)
+    {
+        tracing::warn!(%error, "the second engine does not take what it is told");
+    }
+}
+
+impl Draw {
+    /// Copies how tokens are drawn.
+    pub(super) fn of(sampling: &Sampling) -> Self {
+        Self {
+            temperature: sampling.temperature,
+            top_p: sampling.top_p,
+            top_k: sampling.top_k,
+            min_p: sampling.min_p,
+            seed: sampling.seed,
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            repetition_penalty: sampling.repetition_penalty,
+            logit_bias: sampling.logit_bias.to_vec(),
+        }
+    }
+
+    /// Returns it as the sampler takes it.
+    pub fn sampling(self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            seed: self.seed,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            repetition_penalty: self.repetition_penalty,
+            logit_bias: self.logit_bias.into(),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The answers in flight: hands requests to mistralrs, and watches each to its end. Driven by `main` with what Attune says.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+
+use anyhow::Result;
+use attune_engine::child::protocol::{FromChild, Generate};
+use mistralrs::{Model, NormalRequest, Request, RequestMessage, Response, SamplingParams};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use crate::draw::Draws;
+
+/// Room for what mistralrs says of an answer. It is always read, so that the engine never waits for it.
+const CHUNKS: usize = 1024;
+
+/// All answers of the model.
+pub(crate) struct Answers {
+    engine: mpsc::Sender<Request>,
+    runtime: Handle,
+    say: Sender<FromChild>,
+    running: Arc<Mutex<HashMap<u64, Running>>>,
+}
+
+struct Running {
+    /// Ends the task that reads what the engine says, which cancels the answer there at its next token.
+    task: AbortHandle,
+    /// Where the tokens go that a grammar allows next.
+    allow: Option<Sender<Vec<u32>>>,
+}
+
+impl Answers {
+    /// Makes the answers of `model`, which tell through `say` what becomes of them.
+    pub(crate) fn new(model: &Model, runtime: Handle, say: Sender<FromChild>) -> Result<Self> {
+        let engine = model.inner().get_sender(None).map_err(|error| anyhow::anyhow!("{error}"))?;
+        Ok(Self { engine, runtime, say, running: Arc::default() })
+    }
+
+    /// Begins an answer.
+    pub(crate) fn begin(&self, generate: Generate) {
+        let number = generate.request;
+        let (allow, allowed) = match &generate.allowed {
+            None => (None, None),
+            Some(first) => {
+                let (allow, allowed) = channel();
+                let _ = allow.send(first.clone());
+                (Some(allow), Some(allowed))
+            }
+        };
+        let draws = Arc::new(Draws::new(&generate, allowed, self.say.clone()));
+        let (response, chunks) = mpsc::channel(CHUNKS);
+        let request = request(generate, draws.clone(), response);
+        let (engine, say, running) = (self.engine.clone(), self.say.clone(), self.running.clone());
+        // Held until the answer is known, so that it does not end before that.
+        let mut known = self.running.lock();
+        let max_tokens = request.1;
+        let task = self.runtime.spawn(async move {
+            if engine.send(request.0).await.is_err() {
+                engine_died();
+            }
+            let end = watch(chunks, &engine, &draws, max_tokens, number).await;
+            running.lock().remove(&number);
+            if !draws.has_failed() {
+                let _ = say.send(end);
+            }
+        });
+        known.insert(number, Running { task: task.abort_handle(), allow });
+    }
+
+    /// Passes on which tokens a grammar allows next.
+    pub(crate) fn allow(&self, number: u64, tokens: Vec<u32>) {
+        if let Some(Running { allow: Some(allow), .. }) = self.running.lock().get(&number) {
+            let _ = allow.send(tokens);
+        }
+    }
+
+    /// Gives an answer up.
+    pub(crate) fn cancel(&self, number: u64) {
+        if let Some(running) = self.running.lock().remove(&number) {
+            running.task.abort();
+        }
+    }
+}
+
+/// Makes the library's request, and returns it with the most tokens of its answer. It is always streamed: the engine
+/// survives a client of a stream that goes away, and no other.
+fn request(generate: Generate, draws: Arc<Draws>, response: mpsc::Sender<Response>) -> (Request, usize) {
+    let max_tokens = generate.max_tokens;
+    let sampling = SamplingParams {
+        // Not `None`, which is 1 there.
+        temperature: Some(0.0),
+        max_len: Some(max_tokens),
+        ..SamplingParams::neutral()
+    };
+    let prompt = RequestMessage::CompletionTokens(generate.prompt);
+    let mut request = NormalRequest::new_simple(prompt, sampling, response, generate.request as usize, None, None);
+    request.is_streaming = true;
+    request.logits_processors = Some(vec![draws]);
+    (Request::Normal(Box::new(request)), max_tokens)
+}
+
+/// Reads what the engine says of an answer until it has ended, and returns how.
+async fn watch(
+    mut chunks: mpsc::Receiver<Response>,
+    engine: &mpsc::Sender<Request>,
+    draws: &Draws,
+    max_tokens: usize,
+    number: u64,
+) -> FromChild {
+    let failed = |message: String| FromChild::Failed { request: number, message };
+    while let Some(response) = chunks.recv().await {
+        match response {
+            Response::CompletionChunk(chunk) => {
+                let reason = chunk.choices.into_iter().find_map(|choice| choice.finish_reason);
+                if let Some(reason) = reason {
+                    return FromChild::Ended { request: number, at_length: reason == "length" };
+                }
+            }
+            Response::InternalError(error) | Response::ValidationError(error) => return failed(error.to_string()),
+            Response::CompletionModelError(error, _) | Response::ModelError(error, _) => return failed(error),
+            _ => {}
+        }
+    }
+    if engine.is_closed() {
+        engine_died();
+    }
+    // The last chunk is left out where it holds no whole character.
+    FromChild::Ended { request: number, at_length: draws.drawn() >= max_tokens }
+}
+
+/// Ends the program: Attune starts a new one. The library's engine does not say why it died, its thread just ends.
+fn engine_died() -> ! {
+    eprintln!("attune-mistralrs: the engine's thread has ended");
+    std::process::exit(3)
+}
