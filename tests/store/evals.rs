@@ -1,6 +1,7 @@
 //! Evals in the database: runs of one or several models, their figures, stored answers as items, and the file that a
 //! run needs.
 
+use attune::store::conversations::NewItems;
 use attune::store::evals::items::{NewOutputItem, PairCounts};
 use attune::store::evals::runs::{EvalRun, NewEvalRun};
 use attune::store::files::NewFile;
@@ -116,7 +117,7 @@ async fn the_file_of_a_run_that_has_not_ended_stays_even_past_its_time() {
     let path = database.data_dir.path().join("items");
     std::fs::write(&path, "{}").unwrap();
     let new = NewFile { organization: ORG.into(), filename: "items".into(), purpose: "evals".into() };
-    let file = store.add_expiring_file(new, path, Some(3600)).await.unwrap().id;
+    let file = store.add_uploaded_file(new, path, Some(3600), None).await.unwrap().id;
     let run = store.create_eval_run(new_run(&eval, &["a"], Some(&file))).await.unwrap();
     database.execute("update files set expires_at = now() - interval '1 hour'").await;
     let keep = attune::config::Retention::default();
@@ -207,7 +208,13 @@ async fn responses_are_chosen_by_what_was_asked_even_beside_a_nul() {
     ] {
         let mut object = object.clone();
         object.as_object_mut().unwrap().extend(notes(&change));
-        let answer = Answer { status, output: "[]".into(), item_ids: Vec::new(), response: object.to_string() };
+        let answer = Answer {
+            status,
+            output: "[]".into(),
+            item_ids: Vec::new(),
+            response: object.to_string(),
+            added: NewItems::default(),
+        };
         let (organization, key) = (ORG.into(), "k".into());
         let new = NewResponse {
             id: id.into(),
@@ -215,6 +222,7 @@ async fn responses_are_chosen_by_what_was_asked_even_beside_a_nul() {
             key,
             created_at: 100,
             previous: None,
+            conversation: None,
             input: "[]".into(),
             answer,
         };

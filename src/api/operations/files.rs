@@ -22,7 +22,7 @@ use crate::api::http::list::{BoundedPageOf, Cursor};
 use crate::api::http::pace::Pace;
 use crate::api::http::query::Query;
 use crate::api::http::upload;
-use crate::api::operations::checks::{check_metadata, within};
+use crate::api::operations::checks::check_metadata;
 use crate::api::operations::lifetimes;
 use crate::datasets::parse::shorten;
 use crate::off_thread::off_thread;

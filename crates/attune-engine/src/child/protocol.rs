@@ -179,7 +179,9 @@ mod tests {
             FromChild::Ended { request: 7, at_length: true },
         ];
         let mut bytes = Vec::new();
-        said.iter().for_each(|message| write(&mut bytes, message).unwrap());
+        for message in &said {
+            write(&mut bytes, message).unwrap();
+        }
         let mut stream = bytes.as_slice();
         for message in &said {
             assert_eq!(read::<FromChild>(&mut stream).unwrap().as_ref(), Some(message));

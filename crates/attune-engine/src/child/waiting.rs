@@ -86,7 +86,9 @@ mod tests {
         let mut waiting = Waiting::default();
         let (one, two): (Arc<str>, Arc<str>) = ("one".into(), "two".into());
         waiting.push(&one, true, 9);
-        (0..3).for_each(|item| waiting.push(&one, false, item));
+        for item in 0..3 {
+            waiting.push(&one, false, item);
+        }
         waiting.push(&two, false, 5);
         assert_eq!(waiting.len(), 5);
         let order: Vec<i32> = std::iter::from_fn(|| waiting.pop()).collect();
@@ -97,7 +99,9 @@ mod tests {
     fn what_is_over_leaves_and_the_rest_keeps_its_order() {
         let mut waiting = Waiting::default();
         let (one, two): (Arc<str>, Arc<str>) = ("one".into(), "two".into());
-        (0..4).for_each(|item| waiting.push(&one, false, item));
+        for item in 0..4 {
+            waiting.push(&one, false, item);
+        }
         waiting.push(&two, false, 7);
         let mut taken = waiting.take(|item| item % 2 == 1);
         taken.sort_unstable();
