@@ -165,6 +165,8 @@ ELSEWHERE = {
     (408, None): ("src/api/http/extract.rs", "a_body_that_never_comes_is_given_up"),
     (500, None): ("src/api/http/error.rs", "what_happens_inside_the_server_stays_in_the_log"),
     (503, None): ("tests/store/pool.rs", "Error::Unavailable"),
+    (400, "missing_budget"): (
+        "tests/sdk/test_distillation.py", "test_the_cost_is_told_before_and_the_budget_is_never_exceeded"),
     (400, "duplicate_field"): ("tests/sdk/test_files.py", "test_a_field_that_comes_twice_is_refused_by_its_name"),
     (503, "storage_read_only"): (
         "tests/hostile/test_bodies.py", "test_a_disk_that_became_read_only_is_a_503_and_deleting_still_works"),
@@ -316,6 +318,8 @@ JOBS_IN_RUST = {
     "model_not_found": ("tests/jobs/runs.rs", "a_fault_of_the_request_fails_the_job_with_a_message_that_helps"),
     # The older resource tells it in an event alone.
     "invalid_classes": ("tests/jobs/classification.rs", "other_classes_than_were_asked_for_fail_the_job_before_it_trains"),
+    "teacher_unavailable": (
+        "tests/sdk/test_distillation.py", "test_a_wrong_key_fails_the_job_until_it_is_resumed"),
     "server_error": ("tests/jobs/queue/life.rs", "another_fault_is_tried_again_three_times_in_all"),
     "worker_lost": ("tests/jobs/queue/leases.rs", "a_job_that_kills_every_worker_fails_after_three"),
 }

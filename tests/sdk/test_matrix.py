@@ -238,8 +238,7 @@ SIDE_DOORS = {
     ),
     "POST, an alias": Row("/v1/embeddings", {"model": "{alias}", "input": "x"}, shows="alias"),
     "POST, an eval to run at the end": Row(
-        JOBS, {"model": "demo", "training_file": "{own_file}", "eval": {"id": "{eval}", "data_source": ITEMS}}, right=400,
-        other=400,
+        JOBS, {"model": "demo", "training_file": "{own_file}", "eval": {"id": "{eval}", "data_source": ITEMS}}, other=400,
     ),
     "POST, a checkpoint": Row("/v1/embeddings", {"model": "{checkpoint}", "input": "x"}, shows="checkpoint"),
     "GET, a checkpoint": Row("/v1/models/{checkpoint}", shows="checkpoint"),

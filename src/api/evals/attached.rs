@@ -38,22 +38,23 @@ pub(crate) struct Attached {
 pub(crate) async fn check(state: &ApiState, caller: &Caller, attached: Attached) -> Result<JobEval> {
     let Attached { id, data_source, promote_if } = attached;
     let organization = &caller.organization;
-    let fault = |param: &str, message: String| Problem::invalid_code(format!("eval.{param}"), "invalid_value", message);
+    let refusal =
+        |param: &str, message: String| Problem::invalid_code(format!("eval.{param}"), "invalid_value", message);
     let eval = match state.store.eval(organization, &id).await {
-        Err(store::Error::NotFound { .. }) => return Err(fault("id", format!("The eval '{id}' does not exist."))),
+        Err(store::Error::NotFound { .. }) => return Err(refusal("id", format!("The eval '{id}' does not exist."))),
         eval => eval?,
     };
     let data_source = match data_source {
         Some(data_source) if data_source.get("model").is_some_and(|model| !model.is_null()) => {
             let message = "The models that are asked are the new one and the other: leave 'model' out.";
-            return Err(fault("data_source.model", message.into()));
+            return Err(refusal("data_source.model", message.into()));
         }
         Some(data_source) => data_source,
         None => {
             let newest = state.store.newest_asking_source(organization, &id).await?.ok_or_else(|| {
                 let message =
                     "No run of the eval has asked a model yet: say in 'data_source' what the models are asked.";
-                fault("data_source", message.into())
+                refusal("data_source", message.into())
             })?;
             without_model(newest)
         }
@@ -67,7 +68,7 @@ pub(crate) async fn check(state: &ApiState, caller: &Caller, attached: Attached)
     if let Some(promotion) = &promote_if {
         aliases::check_name(state, caller, "eval.promote_if.alias", &promotion.alias).await?;
         if let Some(criterion) = &promotion.criterion {
-            place_of(&eval, criterion).map_err(|message| fault("promote_if.criterion", message))?;
+            place_of(&eval, criterion).map_err(|message| refusal("promote_if.criterion", message))?;
         }
     }
     Ok(JobEval { id, data_source, promote_if })
