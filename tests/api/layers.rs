@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 const SOURCES: [&str; 2] = ["src", "crates"];
 
 /// Texts that may stand in code only at these places.
-const RULES: [(&[&str], &[&str]); 5] = [
+const RULES: [(&[&str], &[&str]); 6] = [
     (&["axum"], &["src/api", "src/app.rs"]),
-    // The clients of the hub and of teachers read the statuses of other servers.
-    (&["StatusCode"], &["src/api", "src/app.rs", "src/teachers", "crates/attune-hub"]),
+    // The clients of the hub, of teachers and of an account that moves read the statuses of other servers.
+    (&["StatusCode"], &["src/api", "src/app.rs", "src/teachers", "src/cli/move_in", "crates/attune-hub"]),
+    // What moves in is put into requests of this server.
+    (&["\"file_id\""], &["src/api", "src/cli/move_in"]),
     (&["sqlx::"], &["src/store", "src/jobs"]),
     (&["object_store::"], &["src/store"]),
     // Errors in words for clients: a field at fault, or a code for programs.
@@ -20,7 +22,6 @@ const RULES: [(&[&str], &[&str]); 5] = [
             "Error::invalid(",
             "\"lora_name\"",
             "\"lora_path\"",
-            "\"file_id\"",
             "\"fine_tune_id\"",
             "\"invalid_value\"",
             "\"invalid_adapter\"",

@@ -156,8 +156,10 @@ def test_kept_responses_are_judged_and_asked_anew_with_all_that_was_said(client)
     )  # fmt: skip
     made = logs(client, [about(second.output_text, "eq")], kind="logs", topic="talk")
     run = finished(client, client.evals.runs.create(made.id, data_source=over({"type": "responses"})))
-    one, two = items(client, run)
-    assert (one.datasource_item["id"], two.datasource_item["id"]) == (first.id, second.id)
+    # The two may be of the same second.
+    by_id = {item.datasource_item["id"]: item for item in items(client, run)}
+    assert set(by_id) == {first.id, second.id}
+    one, two = by_id[first.id], by_id[second.id]
     said = [(message["role"], message["content"]) for message in two.datasource_item["input"]]
     assert said == [("user", "Where is Kessing?"), ("assistant", first.output_text), ("user", "And Brasmere?")]
     assert one.datasource_item["input"][0] == {"role": "system", "content": "Be brief."}

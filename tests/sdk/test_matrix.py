@@ -361,7 +361,7 @@ def acme(tenants, tickets):
 
         wait_for(has_ended, "the end of the fine-tune")
         # From here on the worker is busy, and what comes after waits.
-        busy = create_job(client, upload(client, tickets[:60]), {**QUICK, "n_epochs": 50})
+        busy = create_job(client, upload(client, [*tickets, *tickets]), {**QUICK, "n_epochs": 50})
         wait_for(lambda: client.fine_tuning.jobs.retrieve(busy.id).status == "running", "a busy worker")
         things["fine_tune_to_cancel"] = fine_tune()
         for name in ("job_to_cancel", "job_to_pause", "job_to_resume"):

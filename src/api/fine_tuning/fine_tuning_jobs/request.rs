@@ -343,7 +343,7 @@ mod tests {
             (r#""method":{"type":"dpo","supervized":{}}"#, "Did you mean 'supervised'?"),
             (r#""hyperparams":{}"#, "Did you mean 'hyperparameters'?"),
             (r#""validationFile":"file-2""#, "Did you mean 'validation_file'?"),
-            (r#""eval":{"id":"eval_1","promote":{}}"#, "Did you mean 'promote_if'?"),
+            (r#""eval":{"id":"eval_1","promote_iff":{}}"#, "Did you mean 'promote_if'?"),
             (r#""eval":{"id":"eval_1","promote_if":{"alias":"a","min_passrate":1}}"#, "Did you mean 'min_pass_rate'?"),
             (r#""hyperparameters":{"suffix":"x"}"#, "It belongs at the top level"),
             (
