@@ -226,7 +226,7 @@ def test_twenty_kills_fail_what_is_in_flight_and_nothing_else(second):
 
     def ask_second_engine():
         """Asks until the killing ends: a whole answer, or 503."""
-        body = {"model": "starcoder2", "prompt": PROMPTS[0], "max_tokens": 24, "temperature": 0}
+        body = {"model": "starcoder2", "prompt": PROMPTS[0], "max_tokens": 16, "temperature": 0}
         while not ended.is_set():
             answer = httpx.post(f"{second.url}/v1/completions", json=body, timeout=60)
             if answer.status_code == 200 and answer.json()["choices"][0]["text"] != other:
