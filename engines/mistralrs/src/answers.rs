@@ -41,7 +41,7 @@ impl Answers {
 
     /// Begins an answer.
     pub(crate) fn begin(&self, generate: Generate) {
-        let number = generate.request;
+        let (number, max_tokens) = (generate.request, generate.max_tokens);
         let (allow, allowed) = match &generate.allowed {
             None => (None, None),
             Some(first) => {
@@ -56,9 +56,8 @@ impl Answers {
         let (engine, say, running) = (self.engine.clone(), self.say.clone(), self.running.clone());
         // Held until the answer is known, so that it does not end before that.
         let mut known = self.running.lock();
-        let max_tokens = request.1;
         let task = self.runtime.spawn(async move {
-            if engine.send(request.0).await.is_err() {
+            if engine.send(request).await.is_err() {
                 engine_died();
             }
             let end = watch(chunks, &engine, &draws, max_tokens, number).await;
@@ -85,21 +84,20 @@ impl Answers {
     }
 }
 
-/// Makes the library's request, and returns it with the most tokens of its answer. It is always streamed: the engine
-/// survives a client of a stream that goes away, and no other.
-fn request(generate: Generate, draws: Arc<Draws>, response: mpsc::Sender<Response>) -> (Request, usize) {
-    let max_tokens = generate.max_tokens;
+/// Makes the library's request. It is always streamed: the engine survives a client of a stream that goes away, and no
+/// other.
+fn request(generate: Generate, draws: Arc<Draws>, response: mpsc::Sender<Response>) -> Request {
     let sampling = SamplingParams {
         // Not `None`, which is 1 there.
         temperature: Some(0.0),
-        max_len: Some(max_tokens),
+        max_len: Some(generate.max_tokens),
         ..SamplingParams::neutral()
     };
     let prompt = RequestMessage::CompletionTokens(generate.prompt);
     let mut request = NormalRequest::new_simple(prompt, sampling, response, generate.request as usize, None, None);
     request.is_streaming = true;
     request.logits_processors = Some(vec![draws]);
-    (Request::Normal(Box::new(request)), max_tokens)
+    Request::Normal(Box::new(request))
 }
 
 /// Reads what the engine says of an answer until it has ended, and returns how.
