@@ -1,10 +1,12 @@
 //! Where the items of a run come from, and who answers: the field `data_source` of a run.
 
+pub(super) mod selection;
+
 use std::io::{BufRead as _, BufReader, Read as _};
 
 use serde_json::{Map, Value, json};
 
-use super::selection::Selection;
+use self::selection::Selection;
 use crate::graders::item_schema::fault;
 use crate::graders::spec::{Fault, Message, Sampling};
 use crate::graders::template::Place;

@@ -1,7 +1,7 @@
 //! `/evals`: what is measured. An eval has the form of its items and the criteria, which are graders; a run ([`runs`])
 //! judges a model's answers, or given ones, by them, and [`output_items`] shows what came of each item.
 //!
-//! [`form`] reads the form and the criteria, [`data_source`] where the items of a run come from, [`selection`] which
+//! [`form`] reads the form and the criteria, [`data_source`] where the items of a run come from, [`data_source::selection`] which
 //! stored answers are chosen. [`runner`] works on runs in the background: [`answering`] asks the model, [`stored`]
 //! reads what was answered before, `graders` judges. [`comparison`] sets two runs side by side. [`attached`] runs an
 //! eval at the end of a fine-tune job, and moves an alias to the new model if that is found better.
@@ -14,7 +14,6 @@ mod form;
 pub(super) mod output_items;
 pub(super) mod runner;
 pub(super) mod runs;
-mod selection;
 mod stored;
 
 use axum::Json;

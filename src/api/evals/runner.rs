@@ -9,9 +9,9 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::answering::{self, Answered};
+use super::data_source::selection::Filter;
 use super::data_source::{DataSource, Items, Line, Question, read_file};
 use super::form::{Criterion, item_schema, stored_criteria};
-use super::selection::Filter;
 use super::stored::{self, Stored};
 use crate::api::ApiState;
 use crate::api::access::auth::Gate;

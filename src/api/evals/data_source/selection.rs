@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::data_source::{MAX_ITEMS, SOURCE, refusal};
+use super::{MAX_ITEMS, SOURCE, refusal};
 use crate::api::ApiState;
 use crate::api::http::error::{Problem, Result};
 use crate::graders::spec::Fault;
@@ -15,7 +15,7 @@ const LAST_SECOND: i64 = 253_402_300_799;
 
 /// A choice of stored answers.
 #[derive(Debug)]
-pub(super) struct Selection {
+pub(in crate::api::evals) struct Selection {
     pub filter: Filter,
     /// Answers at the most, the newest.
     limit: Option<i64>,
@@ -23,7 +23,7 @@ pub(super) struct Selection {
 
 /// What the answers have in common.
 #[derive(Debug)]
-pub(super) enum Filter {
+pub(in crate::api::evals) enum Filter {
     /// Chats.
     Completions(CompletionFilter),
     /// Responses.
@@ -35,7 +35,7 @@ struct Fields<'a>(&'a Map<String, Value>);
 
 impl Selection {
     /// Reads a source of the type `kind`, which is one of the two.
-    pub(super) fn read(source: &Map<String, Value>, kind: &str) -> Result<Self, Fault> {
+    pub(in crate::api::evals) fn read(source: &Map<String, Value>, kind: &str) -> Result<Self, Fault> {
         let fields = Fields(source);
         let filter = if kind == "stored_completions" {
             fields.check(kind, &["model", "metadata", "created_after", "created_before", "limit"])?;
@@ -77,7 +77,7 @@ impl Selection {
     }
 
     /// Keeps only answers that have these notes of the eval among theirs, too.
-    pub(super) fn require(&mut self, notes: &Map<String, Value>) -> Result<(), Fault> {
+    pub(in crate::api::evals) fn require(&mut self, notes: &Map<String, Value>) -> Result<(), Fault> {
         let own = match &mut self.filter {
             Filter::Completions(filter) => &mut filter.metadata,
             Filter::Responses(filter) => &mut filter.metadata,
@@ -96,7 +96,7 @@ impl Selection {
     }
 
     /// Returns the ids of the answers, the oldest first; an error if there are none or too many.
-    pub(super) async fn ids(&self, state: &ApiState, organization: &str) -> Result<Vec<String>> {
+    pub(in crate::api::evals) async fn ids(&self, state: &ApiState, organization: &str) -> Result<Vec<String>> {
         let limit = self.limit.unwrap_or(MAX_ITEMS as i64 + 1);
         let ids = match &self.filter {
             Filter::Completions(filter) => {
