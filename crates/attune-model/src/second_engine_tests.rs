@@ -76,7 +76,7 @@ fn what_the_second_engine_does_not_have_is_refused_by_name() {
             "TokenClassification",
         ),
         (json!({"model_type": "starcoder2"}), "missing"),
-        (json!({"model_type": "starcoder2", "architectures": ["Starcoder2ForCausalLM"]}), "vocab_size"),
+        (json!({"model_type": "starcoder2", "architectures": ["Starcoder2ForCausalLM"]}), "max_position_embeddings"),
         (json!({"model_type": "phimoe", "architectures": ["PhiMoEForCausalLM"]}), "other answers"),
         (
             json!({"model_type": "starcoder2", "architectures": ["Starcoder2ForCausalLM"], "tie_word_embeddings": false}),
