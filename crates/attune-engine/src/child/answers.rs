@@ -51,8 +51,6 @@ pub(super) struct Request {
 struct Running {
     answer: Answer,
     submitted: Instant,
-    /// Tokens that the process has drawn for it.
-    drawn: usize,
     /// Keeps training back while it runs; `None` in the background.
     _busy: Option<OwnedBusyGuard>,
 }
@@ -221,13 +219,12 @@ impl Answers {
 
     fn take_token(&self, state: &mut State, number: u64, token: u32, logprob: Option<f32>, top: Vec<(u32, f32)>) {
         let Some(running) = state.running.get_mut(&number) else { return };
-        running.drawn += 1;
         let logprobs = logprob.map(|logprob| TokenLogprobs { id: token, logprob, top });
         let drawn = running.answer.draw(self.tokenizer(), Next::Given { token, logprobs });
         if let Some(time) = running.answer.token_time(Instant::now()) {
             self.metrics.0.token(time);
         }
-        let allowed = match drawn {
+        let fault = match drawn {
             Ok(Drawn::Ended) => None,
             Ok(Drawn::Token(_) | Drawn::Continues) => match running.answer.allowed() {
                 Ok(allowed) => {
@@ -237,7 +234,7 @@ impl Answers {
             },
             Err(error) => Some(error),
         };
-        if let (Some(error), Some(running)) = (allowed, state.running.get(&number)) {
+        if let (Some(error), Some(running)) = (fault, state.running.get(&number)) {
             running.answer.send_failed(error);
         }
         state.running.remove(&number);
@@ -274,7 +271,7 @@ impl Answers {
                 allowed,
             };
             let busy = (!request.background).then(|| self.priority.busy_owned());
-            let running = Running { answer: request.answer, submitted: request.submitted, drawn: 0, _busy: busy };
+            let running = Running { answer: request.answer, submitted: request.submitted, _busy: busy };
             state.running.insert(number, running);
             say(state, &ToChild::Generate(generate));
         }
