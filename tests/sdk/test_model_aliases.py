@@ -96,6 +96,8 @@ def test_every_route_knows_the_name(api, raw, tuned, tickets):
     assert refused.status_code == 400 and job.id in refused.text
     put(raw, "desk", tuned)
     api.fine_tuning.jobs.cancel(job.id)
+    # A job that runs holds its model until it has stopped.
+    wait_for_end(api, job.id)
     assert raw.get("/ui/models").text.count('<td data-label="Made by">your organisation') == 2
     assert raw.get("/ui/models/desk").status_code == 200
     for name in ("text-embedding-3-small", "desk"):

@@ -56,6 +56,12 @@ pub(super) fn show(grown: &Figures) -> Markup {
                         }
                     }
                 }
+                @if failures.len() > ROWS {
+                    p.hint {
+                        (format::count((failures.len() - ROWS) as f64)) " more kinds of failure, each of fewer requests, are in "
+                        code { "/metrics" } "."
+                    }
+                }
             }
         }
     }
