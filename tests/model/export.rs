@@ -101,7 +101,7 @@ fn a_merged_model_answers_as_its_base_with_the_adapter() {
 }
 
 #[test]
-fn experts_are_merged_where_each_has_tensors_of_its_own_and_else_refused() {
+fn experts_are_merged() {
     for family in EXPERT_FAMILIES {
         let (config, decoder) = load(family, &Device::Cpu);
         let read = |file: &str| std::fs::read(folder(family).join("peft_experts").join(file)).unwrap();
@@ -109,14 +109,7 @@ fn experts_are_merged_where_each_has_tensors_of_its_own_and_else_refused() {
         let adapter = attune::adapters::peft::read(&settings, &weights, &config, &Device::Cpu).unwrap();
         let target = tempfile::tempdir().unwrap();
         let output = target.path().join("merged");
-        let merged = merge::write_folder(&Base::new(folder(family)), &adapter, &output, None, merge::FILE_BYTES);
-        if family == "gpt_oss" {
-            let said = merged.unwrap_err().to_string();
-            assert!(said.contains("mlp.experts.0.") && said.contains("no tensor of its own"), "{said}");
-            assert_eq!(std::fs::read_dir(target.path()).unwrap().count(), 0, "nothing is left");
-            continue;
-        }
-        merged.unwrap();
+        merge::write_folder(&Base::new(folder(family)), &adapter, &output, None, merge::FILE_BYTES).unwrap();
         let weights = Weights::open(&output, &Device::Cpu).unwrap();
         let merged = Decoder::load_on(&config, &weights, &Storage::default(), &kernels()).unwrap();
         let tokens = Reference::read(family, "reference.safetensors").ids("input_ids");
@@ -125,6 +118,13 @@ fn experts_are_merged_where_each_has_tensors_of_its_own_and_else_refused() {
         assert!(difference <= 1e-4, "{family}: logits differ by {difference:e}");
         assert!(max_difference(&logits(&decoder, None, &tokens), &expected) > 0.1, "{family}: it changes little");
         let (before, after) = (open(&folder(family)), open(&output));
+        if family == "gpt_oss" {
+            for (name, view) in before.tensors() {
+                let written = after.get(&name).unwrap();
+                assert_eq!((written.dtype(), written.shape()), (view.dtype(), view.shape()), "{name}");
+            }
+            continue;
+        }
         let (module, names) = config.single_expert_names();
         for (name, view) in before.tensors() {
             let written = after.get(&name).unwrap();

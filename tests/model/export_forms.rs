@@ -21,7 +21,7 @@ use crate::fixtures::{Reference, folder, load_as, max_difference};
 use crate::kernels;
 
 /// Fixtures whose configuration a GGUF file can say, some of them after [`said`] has changed it.
-const SAYABLE: [&str; 21] = [
+const SAYABLE: [&str; 25] = [
     "llama",
     "llama_bias_heads",
     "llama3_rope",
@@ -43,12 +43,16 @@ const SAYABLE: [&str; 21] = [
     "gemma2",
     "gemma3",
     "ministral3",
+    "gpt_oss",
+    "lfm2",
+    "granite_hybrid",
+    "granite_hybrid_nope",
 ];
 /// Largest difference of a logit from the adapter's on its base, as in folders: other sums in f32.
-const TOLERANCE: f32 = 1e-4;
+pub(crate) const TOLERANCE: f32 = 1e-4;
 
 /// Returns an adapter on all layers, of numbers that follow from their places.
-fn adapter_of(config: &ModelConfig) -> Adapter {
+pub(crate) fn adapter_of(config: &ModelConfig) -> Adapter {
     const RANK: usize = 4;
     let numbers = |rows: usize, columns: usize, seed: usize| {
         let value = |index: usize| ((index * 7919 + seed * 104_729) % 1009) as f32 / 1009.0 - 0.5;
@@ -57,7 +61,7 @@ fn adapter_of(config: &ModelConfig) -> Adapter {
     };
     let layers = (0..config.num_hidden_layers).map(|block| {
         let mut layer = LoraLayer::default();
-        for (number, module) in config.modules.iter().enumerate() {
+        for (number, module) in config.modules_of(block).enumerate() {
             let (output, input) = module.shape(config);
             let seed = block * 16 + number;
             let pair = LoraPair { a: numbers(RANK, input, seed), b: numbers(output, RANK, seed + 8), scale: 0.25 };
@@ -99,7 +103,7 @@ fn add_texts(target: &Path) {
 }
 
 /// Copies a fixture to `target`, with a tokenizer and a template, and without what files of its architecture cannot say.
-fn said(family: &str, target: &Path) -> PathBuf {
+pub(crate) fn said(family: &str, target: &Path) -> PathBuf {
     let target = with_texts(family, target);
     let file = target.join("config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
@@ -107,6 +111,7 @@ fn said(family: &str, target: &Path) -> PathBuf {
         "mistral" | "mixtral" | "qwen2" => config["sliding_window"] = Value::Null,
         "gemma2" | "gemma3" => config["query_pre_attn_scalar"] = config["head_dim"].clone(),
         "ministral3" => config["rope_parameters"]["mscale"] = json!(1.0),
+        "gpt_oss" => config["swiglu_limit"] = json!(7.0),
         "smollm3" => {
             config["no_rope_layers"] = Value::Null;
             config["no_rope_layer_interval"] = 4.into();
@@ -118,7 +123,7 @@ fn said(family: &str, target: &Path) -> PathBuf {
 }
 
 /// Copies a fixture to `target`, with a tokenizer and a template.
-fn with_texts(family: &str, target: &Path) -> PathBuf {
+pub(crate) fn with_texts(family: &str, target: &Path) -> PathBuf {
     std::fs::create_dir_all(target).unwrap();
     for name in ["config.json", "model.safetensors"] {
         std::fs::copy(folder(family).join(name), target.join(name)).unwrap();
@@ -127,7 +132,7 @@ fn with_texts(family: &str, target: &Path) -> PathBuf {
     target.to_path_buf()
 }
 
-fn decoder(path: &Path) -> Decoder {
+pub(crate) fn decoder(path: &Path) -> Decoder {
     let checkpoint = Checkpoint::open(path).unwrap();
     let weights = checkpoint.weights(kernels().device()).unwrap();
     let decoder = Decoder::load_on(&checkpoint.config().unwrap(), &weights, &Storage::default(), &kernels()).unwrap();
@@ -230,7 +235,8 @@ fn what_a_gguf_file_cannot_say_of_a_model_is_refused_by_name() {
         ("mistral", "sliding_window"),
         ("mixtral", "sliding_window"),
         ("gemma2", "query_pre_attn_scalar"),
-        ("gpt_oss", "gpt-oss"),
+        ("gpt_oss", "the experts"),
+        ("lfm2_bias", "the convolutions"),
     ] {
         let base = with_texts(family, &files.path().join(family));
         let adapter = adapter_of(&ModelConfig::read(&base).unwrap());

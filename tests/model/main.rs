@@ -15,6 +15,7 @@ mod encoders;
 mod expert_adapters;
 mod experts;
 mod export;
+mod export_experts;
 mod export_forms;
 mod gguf;
 mod gradients;

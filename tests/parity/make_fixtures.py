@@ -220,8 +220,8 @@ FAMILIES = {
             rope_parameters=plain_rope(10000.0),
         ),
         without=[
-            dict(layer_types=["full_attention"] * 3),
-            dict(layer_types=["sliding_attention"] * 3),
+            dict(layer_types=["full_attention"] * 4),
+            dict(layer_types=["sliding_attention"] * 4),
             dict(layer_types=["sliding_attention"] * 2 + ["full_attention"] * 2),
             dict(sliding_window=11),
             dict(sliding_window=13),

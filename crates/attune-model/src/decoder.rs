@@ -29,6 +29,7 @@ pub use self::convolution::{Convolution, ConvolutionActivations};
 pub use self::embeddings::{Embeddings, RowPlace};
 pub use self::encoding::TextRows;
 pub use self::experts::{Expert, ExpertActivations, Experts, Group, Routing};
+pub(crate) use self::experts::{ExpertForm, ExpertTensors};
 use self::loading::BlockWeights;
 pub use self::mixer::{Mixer, MixerActivations};
 pub use self::mlp::{DenseActivations, DenseMlp, Mlp, MlpActivations};

@@ -5,7 +5,8 @@
 //! `attune export`.
 //!
 //! `merge/addition.rs` computes, `merge/weight_type.rs` rounds. Each pair of forms has its writer: `copied_folder.rs` and
-//! `gguf_file.rs` keep the form of the base, `new_folder.rs` and `new_gguf.rs` write what `plan.rs` lists in another.
+//! `gguf_file.rs` keep the form of the base, `new_folder.rs` and `new_gguf.rs` write what `plan.rs` lists in another,
+//! with the values of `values.rs`.
 
 mod addition;
 mod copied_folder;
@@ -15,6 +16,7 @@ mod new_folder;
 mod new_gguf;
 mod plan;
 mod safetensors_files;
+mod values;
 mod weight_type;
 
 use std::collections::BTreeMap;
@@ -146,9 +148,8 @@ pub fn write_gguf(base: &Base, adapter: &Adapter, output: &Path, kind: Option<We
             gguf_file::write(base, &file, &names, changes, output, kind)
         }
         Checkpoint::Folder(folder) => {
-            let changes = changes(adapter, &config, |module| vec![*module])?;
             let checkpoint = Checkpoint::Folder(folder.clone());
-            new_gguf::write(base, &checkpoint, &folder, changes, output, kind)
+            new_gguf::write(base, &checkpoint, &folder, adapter, output, kind)
         }
         Checkpoint::Static(_) => Err(fault(&base.path, NO_LAYERS)),
         Checkpoint::SecondEngine(_) => Err(fault(&base.path, NOT_TRAINED)),

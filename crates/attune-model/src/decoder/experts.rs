@@ -12,6 +12,7 @@ mod routing;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
+pub(crate) use self::load::{ExpertForm, ExpertTensors};
 pub use self::routing::{Group, Routing};
 use super::LowRank;
 use crate::Result;

@@ -12,7 +12,7 @@ use crate::tokenizer::TokenizerSource;
 use crate::{Error, ModelConfig, Result, python_json};
 
 /// Classes of transformers that generate text, without the end of their names, by the `model_type` of their files.
-const CLASSES: [(&str, &str); 16] = [
+const CLASSES: [(&str, &str); 19] = [
     ("llama", "Llama"),
     ("mistral", "Mistral"),
     ("mixtral", "Mixtral"),
@@ -29,6 +29,9 @@ const CLASSES: [(&str, &str); 16] = [
     ("olmo2", "Olmo2"),
     ("olmo3", "Olmo3"),
     ("olmoe", "Olmoe"),
+    ("granitemoehybrid", "GraniteMoeHybrid"),
+    ("gpt_oss", "GptOss"),
+    ("lfm2", "Lfm2"),
 ];
 /// Defaults of answers that transformers reads from `generation_config.json`.
 const GENERATION: [&str; 6] = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "suppress_tokens"];

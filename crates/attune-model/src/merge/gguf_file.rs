@@ -9,7 +9,7 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::addition::Change;
-use super::plan::as_trained;
+use super::values::as_trained;
 use super::weight_type::WeightType;
 use super::{Base, part_of};
 use crate::gguf::metadata::{Metadata, Value};
@@ -33,12 +33,12 @@ pub(super) fn write(
     let mut changed = BTreeMap::new();
     let mut tensors = Vec::new();
     for (name, tensor) in file.tensors() {
-        let change = change_of(names, name, &mut changes)?;
-        let is_written = change.is_some() || (quantize.is_some() && is_quantized_at_load(name, tensor));
+        let parts = changes_of(names, name, &mut changes)?;
+        let is_written = parts.is_some() || (quantize.is_some() && is_quantized_at_load(name, tensor));
         if is_written {
             let own = WeightType::of_blocks(tensor.kind).filter(|_| quantize.is_none());
             let kind = requested.or(own).unwrap_or(WeightType::F16);
-            changed.insert(name.to_owned(), (change, kind));
+            changed.insert(name.to_owned(), (parts.unwrap_or_default(), kind));
         }
         let kind = changed.get(name).map_or(tensor.kind, |(_, kind)| kind.block_type());
         tensors.push(TensorToWrite { name: name.to_owned(), shape: tensor.shape.clone(), kind });
@@ -50,7 +50,7 @@ pub(super) fn write(
     write_file(output, &metadata(file, main), &tensors, |wanted| {
         let tensor = file.tensor(&wanted.name).ok_or_else(|| Error::Internal(format!("no `{}`", wanted.name)))?;
         match changed.get(&wanted.name) {
-            Some((change, kind)) => merged(tensor, change.as_ref(), &wanted.name, *kind, quantize),
+            Some((parts, kind)) => merged(tensor, parts, &wanted.name, *kind, quantize),
             None => Ok(tensor.bytes.clone()),
         }
     })
@@ -91,34 +91,47 @@ fn write_part(
     output.get_ref().sync_all().map_err(context())
 }
 
-/// Takes the change of the file's tensor `name` out of `changes`, its rows in the file's order; `None` if the adapter
-/// leaves the tensor as it is.
-fn change_of(names: &Names, name: &str, changes: &mut BTreeMap<String, Change>) -> Result<Option<Change>> {
-    let originals = names.originals(name);
-    let [original] = originals.as_slice() else { return Ok(None) };
-    let stem = original.strip_prefix("model.").unwrap_or(original);
-    let place = names.places(original).into_iter().find(|place| place.tensor == name && place.part == Part::Whole);
-    let Some(place) = place else { return Ok(None) };
-    let Some(change) = changes.remove(stem) else { return Ok(None) };
-    match place.heads {
-        Some(heads) => change.in_file_order(heads, name).map(Some),
-        None => Ok(Some(change)),
+/// Takes what is added to the parts of the file's tensor `name`, which follow each other, out of `changes`, rows in the file's
+/// order: to all of it, or to each expert of a stack. Returns none if the adapter leaves the tensor as it is.
+fn changes_of(
+    names: &Names,
+    name: &str,
+    changes: &mut BTreeMap<String, Change>,
+) -> Result<Option<Vec<Option<Change>>>> {
+    let mut parts = Vec::new();
+    for original in names.originals(name) {
+        let stem = original.strip_prefix("model.").unwrap_or(&original);
+        let place = names.places(&original).into_iter().find(|place| {
+            place.tensor == name && (place.part == Part::Whole || place.part == Part::Expert(parts.len()))
+        });
+        let change = place.and_then(|place| Some((changes.remove(stem)?, place.heads)));
+        parts.push(match change {
+            Some((change, Some(heads))) => Some(change.in_file_order(heads, name)?),
+            Some((change, None)) => Some(change),
+            None => None,
+        });
     }
+    Ok(parts.iter().any(Option::is_some).then_some(parts))
 }
 
+/// Returns the bytes of `tensor` with what is added to its parts.
 fn merged(
     tensor: &GgufTensor,
-    change: Option<&Change>,
+    parts: &[Option<Change>],
     name: &str,
     kind: WeightType,
     quantize: Option<&str>,
 ) -> Result<Bytes> {
     let values = as_trained(&Matrix::Blocks(tensor.matrix()?), quantize)?;
-    let values = match change {
-        Some(change) => change.sum(name, &tensor.shape, &values)?,
-        None => values.into_iter().map(f64::from).collect(),
-    };
-    kind.encode(name, &values).map(Into::into)
+    let shape = tensor.shape.get(tensor.shape.len().saturating_sub(2)..).unwrap_or_default();
+    let mut sums = Vec::with_capacity(values.len());
+    for (part, values) in values.chunks(shape.iter().product::<usize>().max(1)).enumerate() {
+        match parts.get(part) {
+            Some(Some(change)) => sums.extend(change.sum(name, shape, values)?),
+            _ => sums.extend(values.iter().copied().map(f64::from)),
+        }
+    }
+    kind.encode(name, &sums).map(Into::into)
 }
 
 /// Returns the file's keys, but for those about its shards, with the type of the changed matrices, which are most.

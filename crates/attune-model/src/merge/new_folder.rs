@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::addition::Change;
 use super::folder_files;
-use super::plan::{Item, Kind, Plan};
+use super::plan::{Item, Kind, Plan, Target};
 use super::safetensors_files::{self, Tensor};
 use super::weight_type::WeightType;
 use super::{Base, refuse_rest};
@@ -22,7 +22,7 @@ pub(super) fn write(
     requested: Option<WeightType>,
     file_bytes: usize,
 ) -> Result<()> {
-    let plan = Plan::of(checkpoint, base.quantize.as_deref(), &mut changes)?;
+    let plan = Plan::of(checkpoint, base.quantize.as_deref(), Target::Folder, &mut changes)?;
     refuse_rest(&changes, checkpoint)?;
     let usual = super::usual_type(checkpoint, plan.config.overflows_f16)?;
     let kind = requested.unwrap_or(usual);
@@ -54,8 +54,8 @@ pub(super) fn write(
 
 /// Returns the type that `item` is written in.
 fn type_of(item: &Item, kind: WeightType, requested: Option<WeightType>) -> WeightType {
-    match (item.own, &item.change) {
-        (Some(_), Some(_)) if requested.is_some() => kind,
+    match (item.own, item.is_changed()) {
+        (Some(_), true) if requested.is_some() => kind,
         (Some(own), _) => own,
         (None, _) => kind,
     }

@@ -8,11 +8,10 @@ use std::path::Path;
 use bytes::Bytes;
 use serde_json::Value as Json;
 
-use super::addition::Change;
 use super::gguf_file::write_file;
-use super::plan::{Item, Kind, Plan};
+use super::plan::{Item, Kind, Plan, Target};
 use super::weight_type::WeightType;
-use super::{Base, refuse_rest};
+use super::{Base, changes, refuse_rest};
 use crate::blocks::BlockType;
 use crate::chat_template::ChatTemplate;
 use crate::checkpoint::Checkpoint;
@@ -22,6 +21,7 @@ use crate::gguf::metadata::{Metadata, Value};
 use crate::gguf::tensors::{Names, Part};
 use crate::gguf::writer::TensorToWrite;
 use crate::gguf::{self, Gguf, GgufTensor};
+use crate::lora::Adapter;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, python_json};
 
@@ -39,25 +39,27 @@ struct Output<'a> {
     heads: Option<usize>,
 }
 
-/// Writes the model in the folder of `checkpoint` with `changes` to the new file `output`; matrices have the type
+/// Writes the model in the folder of `checkpoint` with `adapter` to the new file `output`; matrices have the type
 /// `requested`, or their own.
 pub(super) fn write(
     base: &Base,
     checkpoint: &Checkpoint,
     folder: &Path,
-    mut changes: BTreeMap<String, Change>,
+    adapter: &Adapter,
     output: &Path,
     requested: Option<WeightType>,
 ) -> Result<()> {
-    let plan = Plan::of(checkpoint, base.quantize.as_deref(), &mut changes)?;
-    refuse_rest(&changes, checkpoint)?;
+    let config = checkpoint.config()?;
     let fields = python_json::read(&folder.join("config.json"))?.unwrap_or_default();
-    let architecture = Architecture::of_model_type(plan.config.family).ok_or_else(|| {
-        let kind = plan.config.family;
+    let architecture = Architecture::of_model_type(config.family).ok_or_else(|| {
+        let kind = config.family;
         checkpoint.fault(&format!("there is no form in GGUF files for models of the type `{kind}`"))
     })?;
-    let mut keys = gguf::config::keys(architecture, &plan.config, &fields);
+    let mut keys = gguf::config::keys(architecture, &config, &fields);
     let names = Names::of(&Metadata::new(folder.display().to_string(), keys.iter().cloned()))?;
+    let mut changes = changes(adapter, &config, |module| names.in_file(module))?;
+    let plan = Plan::of(checkpoint, base.quantize.as_deref(), Target::File(&names), &mut changes)?;
+    refuse_rest(&changes, checkpoint)?;
     let usual = super::usual_type(checkpoint, plan.config.overflows_f16)?;
     let outputs = outputs(checkpoint, &plan, &names, usual, requested)?;
     let divisors = gguf::config::tensors(architecture, &plan.config);
@@ -98,7 +100,7 @@ fn outputs<'a>(
         let place = names.places(&item.name).into_iter().next().ok_or_else(missing)?;
         let kind = match item.kind {
             Kind::Matrix => requested.or(item.own).unwrap_or(usual),
-            Kind::Router | Kind::Norm | Kind::Vector => WeightType::F32,
+            Kind::Router | Kind::Filters | Kind::Norm | Kind::Vector => WeightType::F32,
         };
         match place.part {
             Part::Whole => {

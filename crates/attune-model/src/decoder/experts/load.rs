@@ -1,6 +1,7 @@
 //! Loads the experts from the forms that checkpoints have them in: a tensor for each expert and layer, under the names
 //! of Qwen or of Mixtral, or one tensor for the layers of all experts, as transformers 5 holds them in memory and
-//! gpt-oss in bf16 on disk, or a stack of MXFP4 blocks, as gpt-oss is published. Called when the decoder is loaded.
+//! gpt-oss in bf16 on disk, or a stack of MXFP4 blocks, as gpt-oss is published. Called when the decoder is loaded, and
+//! when a model is merged with an adapter.
 
 use candle_core::Tensor;
 
@@ -10,6 +11,7 @@ use crate::Result;
 use crate::config::{ExpertsConfig, Glu};
 use crate::kernels::Kernels;
 use crate::linear::{Linear, Storage};
+use crate::lora::Site;
 use crate::matrix::Matrix;
 use crate::weights::Weights;
 
@@ -18,44 +20,33 @@ const GATE_UP: &str = "mlp.experts.gate_up_proj";
 /// The layer down of all experts.
 const DOWN: &str = "mlp.experts.down_proj";
 
-/// A layer of an expert.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Gate,
-    Up,
-    Down,
+/// Returns the name of a layer of an expert in the checkpoints of Qwen, which other sources of weights use as well.
+fn qwen_name(site: Site) -> &'static str {
+    match site {
+        Site::Up => "up_proj",
+        Site::Down => "down_proj",
+        _ => "gate_proj",
+    }
 }
 
-impl Part {
-    /// Returns the name in the checkpoints of Qwen, which other sources of weights use as well.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Gate => "gate_proj",
-            Self::Up => "up_proj",
-            Self::Down => "down_proj",
-        }
+/// Returns the name in the checkpoints of Mixtral.
+fn mixtral_name(site: Site) -> &'static str {
+    match site {
+        Site::Up => "w3",
+        Site::Down => "w2",
+        _ => "w1",
     }
+}
 
-    /// Returns the name in the checkpoints of Mixtral.
-    fn mixtral_name(self) -> &'static str {
-        match self {
-            Self::Gate => "w1",
-            Self::Up => "w3",
-            Self::Down => "w2",
-        }
-    }
-
-    /// Returns the first output of the layer where gate and up take turns: even ones are the gate's, odd ones those of
-    /// up.
-    fn turn(self) -> usize {
-        usize::from(self == Self::Up)
-    }
+/// Returns the first output of the layer where gate and up take turns: even ones are the gate's, odd ones those of up.
+fn turn(site: Site) -> usize {
+    usize::from(site == Site::Up)
 }
 
 /// The layers of all experts of a block, as the checkpoint has them.
-enum Form {
+pub(crate) enum ExpertForm {
     /// A matrix for each expert and layer, with biases if the family has some.
-    Single { names: fn(usize, Part) -> String },
+    Single { names: fn(usize, Site) -> String },
     /// `gate_up` `[experts, 2 · intermediate, hidden]`, all of the gate first; `down` `[experts, hidden, intermediate]`.
     Stacked { gate_up: Tensor, down: Tensor },
     /// `gate_up` `[experts, hidden, 2 · intermediate]`, gate and up in turns, its bias `[experts, 2 · intermediate]`;
@@ -70,14 +61,15 @@ impl Experts {
     /// Loads the experts of a block.
     pub(in super::super) fn load(from: &BlockWeights<'_>, config: &ExpertsConfig) -> Result<Self> {
         let BlockWeights { index, config: model, weights, storage, kernels } = *from;
-        let source = Source { block: format!("model.layers.{index}"), hidden: model.hidden_size, config, weights };
+        let source =
+            ExpertTensors { block: format!("model.layers.{index}"), hidden: model.hidden_size, config, weights };
         let form = source.form()?;
         let experts = (0..config.count).map(|expert| {
-            let linear = |part: Part| {
-                let (matrix, bias) = source.layer(&form, expert, part)?;
+            let linear = |site: Site| {
+                let (matrix, bias) = source.layer(&form, expert, site)?;
                 Linear::of(&matrix, bias, storage, kernels)
             };
-            Ok(Expert { gate: linear(Part::Gate)?, up: linear(Part::Up)?, down: linear(Part::Down)? })
+            Ok(Expert { gate: linear(Site::Gate)?, up: linear(Site::Up)?, down: linear(Site::Down)? })
         });
         Ok(Self {
             block: index,
@@ -91,15 +83,17 @@ impl Experts {
     }
 }
 
-/// The checkpoint's tensors of one block.
-struct Source<'a> {
-    block: String,
-    hidden: usize,
-    config: &'a ExpertsConfig,
-    weights: &'a Weights,
+/// The tensors of a checkpoint that hold the experts of one block.
+pub(crate) struct ExpertTensors<'a> {
+    /// Name of the block, such as `model.layers.0`.
+    pub(crate) block: String,
+    /// Width of the model.
+    pub(crate) hidden: usize,
+    pub(crate) config: &'a ExpertsConfig,
+    pub(crate) weights: &'a Weights,
 }
 
-impl Source<'_> {
+impl ExpertTensors<'_> {
     fn name(&self, rest: &str) -> String {
         format!("{}.{rest}", self.block)
     }
@@ -125,7 +119,7 @@ impl Source<'_> {
     }
 
     /// Finds out in which form the checkpoint has the experts.
-    fn form(&self) -> Result<Form> {
+    pub(crate) fn form(&self) -> Result<ExpertForm> {
         let (count, hidden, width) = (self.config.count, self.hidden, self.config.intermediate_size);
         let get = |name: &str, shape: &[usize]| self.weights.get(&self.name(&format!("mlp.experts.{name}")), shape);
         if self.weights.has_mxfp4_experts(&self.name(GATE_UP)) {
@@ -134,27 +128,27 @@ impl Source<'_> {
                     "experts in MXFP4 blocks are read of gpt-oss alone: the order of gate and up is not known";
                 return Err(self.weights.fault(message));
             }
-            return Ok(Form::Blocks {
+            return Ok(ExpertForm::Blocks {
                 gate_up_bias: get("gate_up_proj_bias", &[count, 2 * width])?,
                 down_bias: get("down_proj_bias", &[count, hidden])?,
             });
         }
         if !self.has(GATE_UP) {
             let is_mixtral = self.has("block_sparse_moe.experts.0.w1.weight");
-            return Ok(Form::Single {
+            return Ok(ExpertForm::Single {
                 names: if is_mixtral {
-                    |expert, part| format!("block_sparse_moe.experts.{expert}.{}", part.mixtral_name())
+                    |expert, site| format!("block_sparse_moe.experts.{expert}.{}", mixtral_name(site))
                 } else {
-                    |expert, part| format!("mlp.experts.{expert}.{}", part.name())
+                    |expert, site| format!("mlp.experts.{expert}.{}", qwen_name(site))
                 },
             });
         }
         match self.config.glu {
-            Glu::Gated(_) => Ok(Form::Stacked {
+            Glu::Gated(_) => Ok(ExpertForm::Stacked {
                 gate_up: get("gate_up_proj", &[count, 2 * width, hidden])?,
                 down: get("down_proj", &[count, hidden, width])?,
             }),
-            Glu::Clamped(_) => Ok(Form::Interleaved {
+            Glu::Clamped(_) => Ok(ExpertForm::Interleaved {
                 gate_up: get("gate_up_proj", &[count, hidden, 2 * width])?,
                 gate_up_bias: get("gate_up_proj_bias", &[count, 2 * width])?,
                 down: get("down_proj", &[count, width, hidden])?,
@@ -164,42 +158,41 @@ impl Source<'_> {
     }
 
     /// Loads one layer of one expert, `[outputs, inputs]`, and its bias `[outputs]`.
-    fn layer(&self, form: &Form, expert: usize, part: Part) -> Result<(Matrix, Option<Tensor>)> {
+    pub(crate) fn layer(&self, form: &ExpertForm, expert: usize, site: Site) -> Result<(Matrix, Option<Tensor>)> {
         let (hidden, width) = (self.hidden, self.config.intermediate_size);
-        let (outputs, inputs) = if part == Part::Down { (hidden, width) } else { (width, hidden) };
+        let (outputs, inputs) = if site == Site::Down { (hidden, width) } else { (width, hidden) };
         match form {
-            Form::Single { names } => {
-                let name = names(expert, part);
+            ExpertForm::Single { names } => {
+                let name = names(expert, site);
                 let bias = self.bias(&name, outputs)?;
                 Ok((self.weights.matrix(&self.name(&format!("{name}.weight")), [outputs, inputs])?, bias))
             }
-            Form::Stacked { gate_up, down } => {
-                let matrix = match part {
-                    Part::Gate => gate_up.get(expert)?.narrow(0, 0, width)?,
-                    Part::Up => gate_up.get(expert)?.narrow(0, width, width)?,
-                    Part::Down => down.get(expert)?,
+            ExpertForm::Stacked { gate_up, down } => {
+                let matrix = match site {
+                    Site::Down => down.get(expert)?,
+                    _ => gate_up.get(expert)?.narrow(0, turn(site) * width, width)?,
                 };
                 Ok((Matrix::Dense(matrix.contiguous()?), None))
             }
-            Form::Interleaved { gate_up, gate_up_bias, down, down_bias } => {
-                if part == Part::Down {
+            ExpertForm::Interleaved { gate_up, gate_up_bias, down, down_bias } => {
+                if site == Site::Down {
                     let matrix = down.get(expert)?.t()?.contiguous()?;
                     return Ok((Matrix::Dense(matrix), Some(down_bias.get(expert)?.contiguous()?)));
                 }
-                let turn = part.turn();
+                let turn = turn(site);
                 let matrix = gate_up.get(expert)?.reshape((hidden, width, 2))?.narrow(2, turn, 1)?.squeeze(2)?.t()?;
                 Ok((Matrix::Dense(matrix.contiguous()?), Some(every_second(&gate_up_bias.get(expert)?, turn)?)))
             }
-            Form::Blocks { gate_up_bias, down_bias } => {
+            ExpertForm::Blocks { gate_up_bias, down_bias } => {
                 let read = |name: &str, outputs: usize, rows: Vec<usize>| {
                     self.weights.mxfp4_expert(&self.name(name), expert, [self.config.count, outputs, inputs], &rows)
                 };
-                if part == Part::Down {
+                if site == Site::Down {
                     let bias = down_bias.get(expert)?.contiguous()?;
                     return Ok((read(DOWN, hidden, (0..hidden).collect())?, Some(bias)));
                 }
-                let rows = (part.turn()..2 * width).step_by(2).collect();
-                let bias = every_second(&gate_up_bias.get(expert)?, part.turn())?;
+                let rows = (turn(site)..2 * width).step_by(2).collect();
+                let bias = every_second(&gate_up_bias.get(expert)?, turn(site))?;
                 Ok((read(GATE_UP, 2 * width, rows)?, Some(bias)))
             }
         }

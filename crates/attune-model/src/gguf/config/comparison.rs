@@ -38,6 +38,7 @@ pub(crate) fn difference(original: &ModelConfig, file: &ModelConfig) -> Option<&
         ("the layers of a block", original.modules == file.modules),
         ("sliding_window", windows(original) == windows(file)),
         ("rope_parameters", same_rotations(original, file)),
+        ("the convolutions", original.convolution == file.convolution),
         ("the experts", original.experts == file.experts),
         ("attention sinks", original.attention_sinks == file.attention_sinks),
     ];

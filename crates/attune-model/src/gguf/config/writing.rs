@@ -9,9 +9,9 @@ use crate::gguf::architecture::Architecture;
 use crate::gguf::metadata::Value;
 use crate::rope_scaling::RopeScaling;
 
-/// Every how many blocks one attends to everything, where a file does not say: Gemma 2, Gemma 3, OLMo 3.
-const PATTERNS: [(Architecture, usize); 3] =
-    [(Architecture::Gemma2, 2), (Architecture::Gemma3, 6), (Architecture::Olmo2, 4)];
+/// Every how many blocks one attends to everything, where a file does not say: Gemma 2, Gemma 3, OLMo 3, gpt-oss.
+const PATTERNS: [(Architecture, usize); 4] =
+    [(Architecture::Gemma2, 2), (Architecture::Gemma3, 6), (Architecture::Olmo2, 4), (Architecture::GptOss, 2)];
 
 /// Returns the keys of the model with the shape `config`, whose `config.json` holds `fields`.
 pub(crate) fn keys(architecture: Architecture, config: &ModelConfig, fields: &Json) -> Vec<(String, Value)> {
@@ -22,7 +22,7 @@ pub(crate) fn keys(architecture: Architecture, config: &ModelConfig, fields: &Js
         ("embedding_length", size(config.hidden_size)),
         ("feed_forward_length", size(config.intermediate_size)),
         ("attention.head_count", size(config.num_attention_heads)),
-        ("attention.head_count_kv", size(config.num_key_value_heads)),
+        ("attention.head_count_kv", key_value_heads(config)),
         ("attention.key_length", size(config.head_dim)),
         ("attention.value_length", size(config.head_dim)),
         ("attention.layer_norm_rms_epsilon", config.rms_norm_eps.into()),
@@ -40,15 +40,32 @@ pub(crate) fn keys(architecture: Architecture, config: &ModelConfig, fields: &Js
             ("logit_scale", ((1.0 / f64::from(config.logit_form.scale)) as f32).into()),
         ]);
     }
+    if config.family == "granitemoehybrid" {
+        // The width of the one MLP, and whether positions are rotated.
+        keys.push(("expert_shared_feed_forward_length", size(config.intermediate_size)));
+        keys.push(("rope.scaling.finetuned", config.rotary.iter().any(Option::is_some).into()));
+    }
+    keys.extend(config.convolution.as_ref().map(|convolution| ("shortconv.l_cache", size(convolution.taps))));
     if let Some(experts) = &config.experts {
         keys.extend([("expert_count", size(experts.count)), ("expert_used_count", size(experts.chosen))]);
-        if architecture == Architecture::Qwen3Moe {
+        if matches!(architecture, Architecture::Qwen3Moe | Architecture::GptOss) {
             keys.push(("expert_feed_forward_length", size(experts.intermediate_size)));
         }
     }
     let name = architecture.name();
     let keys = keys.into_iter().map(|(key, value)| (format!("{name}.{key}"), value));
     keys.chain([("general.architecture".to_owned(), name.into())]).collect()
+}
+
+/// Returns the number of key and value heads, for each block where some have convolutions: 0 says that a block is one.
+fn key_value_heads(config: &ModelConfig) -> Value {
+    let heads = config.num_key_value_heads as u32;
+    match &config.convolution {
+        Some(convolution) => Value::from(
+            convolution.blocks.iter().map(|convolves| if *convolves { 0 } else { heads }).collect::<Vec<u32>>(),
+        ),
+        None => heads.into(),
+    }
 }
 
 /// Returns the keys of the rotary embedding: of that of blocks with full attention, and the base of others.
