@@ -1,5 +1,7 @@
 """Fields that OpenAI's API has grown: acted on, ignored, or refused by name."""
 
+import re
+
 import httpx
 import openai
 import pytest
@@ -86,6 +88,23 @@ def test_an_effort_changes_nothing_where_the_template_has_no_switch(client):
     assert chat(client, reasoning_effort="none").choices == chat(client).choices
 
 
+def test_a_custom_tool_follows_rules_in_lark(client):
+    rules = 'start: (pair "\\n")~1..2\npair: "(" D "," D ")" | "\\"" D "\\""\nD: /[0-9]{1,3}/'
+    grammar = {"syntax": "lark", "definition": rules}
+    tool = {"type": "custom", "custom": {"name": "pairs", "format": {"type": "grammar", "grammar": grammar}}}
+    choice = {"type": "custom", "custom": {"name": "pairs"}}
+    for seed in range(4):
+        answer = chat(client, tools=[*TOOLS, tool], tool_choice=choice, seed=seed, max_tokens=200, temperature=1)
+        (call,) = answer.choices[0].message.tool_calls
+        assert (answer.choices[0].finish_reason, call.type, call.custom.name) == ("tool_calls", "custom", "pairs")
+        assert re.fullmatch(r'(?:(?:\(\d{1,3},\d{1,3}\)|"\d{1,3}")\n){1,2}', call.custom.input), call.custom.input
+        # The call is rendered again, and its result answered.
+        calls = [{"id": call.id, "type": "custom", "custom": {"name": "pairs", "input": call.custom.input}}]
+        result = {"role": "tool", "tool_call_id": call.id, "content": "Fine."}
+        further = [*QUESTION, {"role": "assistant", "tool_calls": calls}, result]
+        assert chat(client, further, tools=[tool], max_tokens=4).choices[0].finish_reason
+
+
 def test_allowed_tools_restrict_the_calls_and_the_model_is_shown_all(client):
     def calls(choice, **settings):
         answer = chat(client, tools=TOOLS, tool_choice=choice, max_tokens=300, temperature=1, **settings)
@@ -121,6 +140,20 @@ def test_allowed_tools_restrict_the_calls_and_the_model_is_shown_all(client):
                         "custom": {
                             "name": "c",
                             "format": {"type": "grammar", "grammar": {"syntax": "regex", "definition": "(?=a)b"}},
+                        },
+                    }
+                ]
+            },
+            "tools[0].custom.format",
+        ),
+        (
+            {
+                "tools": [
+                    {
+                        "type": "custom",
+                        "custom": {
+                            "name": "c",
+                            "format": {"type": "grammar", "grammar": {"syntax": "lark", "definition": "start: A"}},
                         },
                     }
                 ]

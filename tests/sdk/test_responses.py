@@ -251,6 +251,66 @@ def test_the_input_of_a_custom_tool_streams_and_follows_its_grammar(http):
     assert [item["type"] for item in response["output"]] == ["custom_tool_call"]
 
 
+ROWS = """
+// Cells between semicolons, with line ends behind them.
+start: row{1,3}
+row: QUOTED (";" cell)~0..2 NEWLINE
+?cell: NUMBER | QUOTED
+QUOTED: "\\"" /[^"\\n]{0,4}/ "\\""
+NUMBER: DIGIT{1,3}
+NEWLINE: "\\n"
+%import common.DIGIT
+"""
+ROW = r'"[^"\n]{0,4}"(?:;(?:\d{1,3}|"[^"\n]{0,4}")){0,2}\n'
+
+
+def test_the_input_of_a_custom_tool_follows_rules_in_lark_also_where_it_is_escaped(http):
+    format = {"type": "grammar", "syntax": "lark", "definition": ROWS}
+    tools = [{"type": "custom", "name": "table", "format": format}, *TOOLS]
+    choice = {"type": "custom", "name": "table"}
+    for seed in range(6):
+        settings = {"tools": tools, "tool_choice": choice, "seed": seed, "temperature": 1, "max_output_tokens": 300}
+        events = stream(http, **settings)
+        deltas = [event["delta"] for event in events if event["type"] == "response.custom_tool_call_input.delta"]
+        (item,) = events[-1]["response"]["output"]
+        assert (item["type"], item["status"], item["input"]) == ("custom_tool_call", "completed", "".join(deltas))
+        assert re.fullmatch(rf"(?:{ROW}){{1,3}}", item["input"]), item["input"]
+        assert events[-1]["response"]["tools"][0]["format"] == format
+        assert ask(http, **settings)["output"][0]["input"] == item["input"]
+    # Several calls, of this tool and of others, and one where none must be.
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [choice, {"type": "function", "name": "clock"}]}
+    for seed in range(3):
+        response = ask(http, tools=tools, tool_choice=allowed, seed=seed, temperature=1, max_output_tokens=400)
+        for call in response["output"]:
+            assert call["name"] in ("table", "clock")
+            if call["name"] == "table" and call["status"] == "completed":
+                assert re.fullmatch(rf"(?:{ROW}){{1,3}}", call["input"]), call
+    assert ask(http, tools=tools, tool_choice="auto", max_output_tokens=20)["status"] in ("completed", "incomplete")
+
+
+@pytest.mark.parametrize(
+    "rules, place",
+    [
+        ("start: A", "line 1, column 8"),
+        ("start: \"a\"\n  | B.1\nB: /b/", "line"),
+        ("start: A\nA: /a(?=b)/", "line 2, column 4"),
+        ("start: /a+?/", "line 1, column 8"),
+        ("start: \"a", "line 1, column 8"),
+        ("start: <|im_end|>", "line 1, column 8"),
+        ("%import common.NONE\nstart: NONE", "line 1"),
+        ("begin: \"a\"", "no start rule"),
+        ("start: start", "no text"),
+        ("start: \"" + "a" * 40_000 + "\"", "32768"),
+        ("", "no start rule"),
+    ],
+)
+def test_rules_in_lark_that_cannot_be_followed_are_refused_by_their_place(http, rules, place):
+    tool = {"type": "custom", "name": "c", "format": {"type": "grammar", "syntax": "lark", "definition": rules}}
+    error = refusal(http, tools=[TOOLS[0], tool])
+    assert (error["param"], error["code"]) == ("tools[1].format", "invalid_schema")
+    assert place in error["message"] and "\n" not in error["message"], error
+
+
 def test_tools_of_servers_are_left_out_by_name(http):
     body = {"model": "demo", "input": "Hello", "max_output_tokens": 5, "tools": [{"type": "web_search"}, *TOOLS]}
     answer = http.post("/v1/responses", json=body)

@@ -9,7 +9,8 @@
 //! [`document`] writes the rules of a JSON schema: [`keywords`] reads one schema, [`references`], [`flat`] and
 //! [`merge`] make one of all that it combines, [`exclusion`] compares schemas, [`objects`], [`number`] and [`text`]
 //! write the parts. [`weight`] refuses patterns that would be too much work, [`budget`] ends a compile that is late or
-//! that nobody waits for. [`state`] is the grammar while answers are written, within the [`memory`] of all.
+//! that nobody waits for. [`state`] is the grammar while answers are written, within the [`memory`] of all. [`texts`] has
+//! the strings of calls that follow Lark grammars, which [`lark`] checks, and finds them by their [`place`].
 
 mod budget;
 mod decimal;
@@ -17,27 +18,34 @@ mod document;
 mod exclusion;
 mod flat;
 mod keywords;
+mod lark;
 mod memory;
 mod merge;
 mod number;
 mod objects;
+mod place;
 mod references;
 mod state;
 mod text;
+mod texts;
 mod weight;
 
 use std::sync::Arc;
 
 use llguidance::api::{GrammarInit, GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::earley::Parser;
 use llguidance::toktrie::InferenceCapabilities;
-use llguidance::{JsonCompileOptions, Logger, TokenParser};
+use llguidance::{JsonCompileOptions, Logger, ParserFactory, TokenParser};
 use serde_json::Value;
 
 pub use self::budget::{AbandonOnDrop, CompileBudget, EarlyEnd};
+pub use self::lark::check as check_lark;
 pub use self::memory::GrammarMemory;
+pub use self::place::{TextGrammar, Texts};
 pub use self::state::GrammarState;
 pub(crate) use self::state::ban;
-use self::state::{Session, caught, lexer_bytes};
+use self::state::{Session, caught};
+use self::texts::CompiledTexts;
 use crate::Result;
 use attune_model::vocabulary::Vocabulary;
 
@@ -45,6 +53,8 @@ use attune_model::vocabulary::Vocabulary;
 const COMPILER_STACK: usize = 64 << 20;
 /// Most characters of the compiler's reason that a client is shown.
 const REASON_CHARACTERS: usize = 500;
+/// Reason of a grammar that takes nothing.
+const NO_DOCUMENT: &str = "no document satisfies it";
 /// Bytes of a compiled grammar for each byte of its source, beside its lexer.
 const RULES_FACTOR: usize = 20;
 
@@ -57,6 +67,8 @@ pub struct GrammarSource {
     pub schemas: Vec<DocumentSchema>,
     /// Special tokens to show by name in the answer's text, which leaves special tokens out otherwise.
     pub shown_tokens: Vec<u32>,
+    /// Texts of calls that follow grammars of their own.
+    pub texts: Texts,
 }
 
 /// The JSON schema of documents in a grammar.
@@ -74,7 +86,12 @@ impl GrammarSource {
     /// Creates the source of one JSON document that follows `schema`.
     pub fn json(schema: Value) -> Self {
         let schema = DocumentSchema { name: "document".into(), schema, loosen: false };
-        Self { rules: "start: @document".into(), schemas: vec![schema], shown_tokens: Vec::new() }
+        Self {
+            rules: "start: @document".into(),
+            schemas: vec![schema],
+            shown_tokens: Vec::new(),
+            texts: Texts::default(),
+        }
     }
 }
 
@@ -112,14 +129,14 @@ impl Grammar {
     ) -> Result<Self, String> {
         let shown_tokens = std::mem::take(&mut source.shown_tokens);
         // A schema of many references recurses deeper than the stacks of the runtime's threads allow.
-        let FirstParser { parser, dropped, rules } = std::thread::scope(|scope| {
+        let FirstParser { parser, texts, dropped, rules } = std::thread::scope(|scope| {
             let compile = || budget::within(budget, || first_parser(vocabulary, source));
             let thread = std::thread::Builder::new().name("grammar".into()).stack_size(COMPILER_STACK);
             let thread = thread.spawn_scoped(scope, compile).map_err(|error| error.to_string())?;
             thread.join().unwrap_or_else(|_| Err("the compiler failed".into()))
         })?;
-        let bytes = rules * RULES_FACTOR + lexer_bytes(&parser);
-        let session = Arc::new(Session::new(parser));
+        let session = Arc::new(Session::new(parser, texts));
+        let bytes = rules * RULES_FACTOR + session.lexer_bytes();
         let compiled = Arc::new(Compiled { shown_tokens, dropped, param: param.to_owned(), bytes });
         Ok(Self { compiled, session })
     }
@@ -161,6 +178,7 @@ impl Grammar {
 /// A parser before the first token.
 struct FirstParser {
     parser: TokenParser,
+    texts: (CompiledTexts, Vec<Parser>),
     /// The keywords that were dropped, by the names of their schemas.
     dropped: Vec<(String, Vec<String>)>,
     /// Bytes of the rules that it was made of.
@@ -187,16 +205,32 @@ fn first_parser(vocabulary: &Vocabulary, source: GrammarSource) -> Result<FirstP
         rules += written.lark.len();
         grammars.push(GrammarWithLexer { name: Some(name), json_schema: None, lark_grammar: Some(written.lark) });
     }
-    let grammar = TopLevelGrammar { grammars, max_tokens: None };
+    rules += source.texts.grammars.iter().map(|text| text.lark.len()).sum::<usize>();
+    let (parser, _) = started(factory, grammars)?;
+    let of_text = |rules| match started(factory, vec![GrammarWithLexer::from_lark(rules)]) {
+        Ok((_, fresh)) => Ok(fresh),
+        Err(reason) if reason == NO_DOCUMENT => Err("no text satisfies it".into()),
+        Err(reason) => Err(reason),
+    };
+    let texts = CompiledTexts::new(&source.texts, parser.token_env.tok_trie(), of_text)?;
+    Ok(FirstParser { parser, texts, dropped, rules })
+}
+
+/// Makes the parser of `grammars`, which has looked for the first token, and its copy from before that.
+fn started(factory: &ParserFactory, grammars: Vec<GrammarWithLexer>) -> Result<(TokenParser, Parser), String> {
     budget::check()?;
-    let created = factory.create_parser_from_init_ext(
-        GrammarInit::Serialized(grammar),
-        Logger::new(0, 0),
-        InferenceCapabilities::default(),
-        limits(),
-    );
+    let grammar = TopLevelGrammar { grammars, max_tokens: None };
+    let created = caught(|| {
+        factory.create_parser_from_init_ext(
+            GrammarInit::Serialized(grammar),
+            Logger::new(0, 0),
+            InferenceCapabilities::default(),
+            limits(),
+        )
+    });
     let mut parser = created.map_err(|error| reason(&error))?;
     budget::check()?;
+    let fresh = parser.parser.clone();
     // The first mask fails if no document can satisfy the schema, and fills the lexer's cache, which all answers share
     // at their start.
     caught(|| {
@@ -205,7 +239,7 @@ fn first_parser(vocabulary: &Vocabulary, source: GrammarSource) -> Result<FirstP
     })
     .map_err(|error| reason(&error))?;
     budget::check()?;
-    Ok(FirstParser { parser, dropped, rules })
+    Ok((parser, fresh))
 }
 
 /// Allows no blanks around a text or number.
@@ -230,12 +264,15 @@ fn limits() -> ParserLimits {
 /// Shortens the compiler's reason to one line, without the parts for its developers.
 fn reason(error: &anyhow::Error) -> String {
     let text = error.to_string();
+    if let Some(placed) = lark::placed(&text) {
+        return shortened(&placed);
+    }
     if text.starts_with("panic:") {
         tracing::warn!(reason = text, "the grammar compiler failed");
         return "the compiler cannot handle it".into();
     }
     if text.starts_with("NoExtension") {
-        return "no document satisfies it".into();
+        return NO_DOCUMENT.into();
     }
     shortened(&text)
 }

@@ -60,7 +60,7 @@ pub(crate) fn key(organization: &str, model: &str, param: &str, source: &Grammar
         add(&schema.schema.to_string());
         add(if schema.loosen { "loosen" } else { "strict" });
     }
-    add(&format!("{:?}", source.shown_tokens));
+    add(&format!("{:?} {:?}", source.shown_tokens, source.texts));
     hash.finalize().into()
 }
 

@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::anyhow;
 use llguidance::TokenParser;
 use llguidance::api::StopReason;
+use llguidance::earley::Parser;
 use llguidance::toktrie::SimpleVob;
 use parking_lot::Mutex as PlainMutex;
 
 use super::memory::{Full, Share};
+use super::texts::{CompiledTexts, TextState};
 use super::{Grammar, reason};
 use crate::{Error, Result};
 
@@ -27,6 +29,9 @@ const TOO_COMPLEX: &str = "The schema is too complex to follow: make its pattern
 /// A compiled grammar before the first token, for the answers of one request.
 pub(super) struct Session {
     parser: TokenParser,
+    texts: Arc<CompiledTexts>,
+    /// The parsers of its texts, whose lexers its answers share too.
+    text_parsers: Vec<Parser>,
     /// Bytes of the parsers of its answers, without the lexer.
     parsers: AtomicUsize,
     /// What the request may hold; `None` if nobody counts.
@@ -34,9 +39,9 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Creates the session of `parser`, whose memory nobody counts.
-    pub(super) fn new(parser: TokenParser) -> Self {
-        Self { parser, parsers: AtomicUsize::new(0), share: None }
+    /// Creates the session of `parser` and `texts`, whose memory nobody counts.
+    pub(super) fn new(parser: TokenParser, (texts, text_parsers): (CompiledTexts, Vec<Parser>)) -> Self {
+        Self { parser, texts: Arc::new(texts), text_parsers, parsers: AtomicUsize::new(0), share: None }
     }
 
     /// Copies the session for a request with `answers` answers, which holds `share`: states and budgets of one request
@@ -45,9 +50,17 @@ impl Session {
         let parser = &self.parser;
         let parsers = answers.saturating_mul(ANSWER_BYTES + parser.token_env.tok_trie().vocab_size() / 4);
         // Asked before the copy.
-        share.grow_to(parsers.saturating_add(lexer_bytes(parser)))?;
-        let share = Some(PlainMutex::new(share));
-        Ok(Self { parser: parser.deep_clone(), parsers: AtomicUsize::new(parsers), share })
+        share.grow_to(parsers.saturating_add(self.lexer_bytes()))?;
+        let (share, texts) = (Some(PlainMutex::new(share)), Arc::clone(&self.texts));
+        let text_parsers = self.text_parsers.iter().map(Parser::deep_clone).collect();
+        let parser = parser.deep_clone();
+        Ok(Self { parser, texts, text_parsers, parsers: AtomicUsize::new(parsers), share })
+    }
+
+    /// Returns the bytes that the lexers take.
+    pub(super) fn lexer_bytes(&self) -> usize {
+        let texts: usize = self.text_parsers.iter().map(lexer_bytes).sum();
+        lexer_bytes(&self.parser.parser) + texts
     }
 
     /// Returns the parser of one answer. A cheap copy, which shares the lexer.
@@ -55,17 +68,17 @@ impl Session {
         self.parser.clone()
     }
 
-    /// Asks for the memory of what the parsers and the lexer have grown to, by `items` more items of one table.
-    fn grow(&self, parser: &TokenParser, items: usize) -> Result<(), Full> {
+    /// Asks for the memory of what the parsers and the lexers have grown to, by `items` more items of one table.
+    fn grow(&self, items: usize) -> Result<(), Full> {
         let Some(share) = &self.share else { return Ok(()) };
         let parsers = self.parsers.fetch_add(items * ITEM_BYTES, Ordering::Relaxed) + items * ITEM_BYTES;
-        share.lock().grow_to(parsers + lexer_bytes(parser))
+        share.lock().grow_to(parsers + self.lexer_bytes())
     }
 }
 
 /// Returns the bytes that the lexer of `parser` takes.
-pub(super) fn lexer_bytes(parser: &TokenParser) -> usize {
-    parser.parser.lexer_stats().num_bytes * LEXER_FACTOR
+fn lexer_bytes(parser: &Parser) -> usize {
+    parser.lexer_stats().num_bytes * LEXER_FACTOR
 }
 
 /// State of one answer in its grammar.
@@ -79,6 +92,7 @@ pub struct GrammarState {
 
 struct Matching {
     parser: TokenParser,
+    texts: TextState,
     session: Arc<Session>,
     /// The tokens that may come next; `None` until they are computed.
     allowed: Option<Result<SimpleVob, Fault>>,
@@ -95,28 +109,33 @@ enum Fault {
 
 impl Matching {
     fn allowed(&mut self) -> &Result<SimpleVob, Fault> {
-        let Self { parser, session, allowed } = self;
+        let Self { parser, texts, session, allowed } = self;
         allowed.get_or_insert_with(|| {
-            let mask = caught(|| parser.compute_mask()).map_err(Fault::Parser)?;
-            session.grow(parser, 0).map_err(Fault::Full)?;
+            let mask = caught(|| {
+                let mut mask = parser.compute_mask()?;
+                texts.restrict(&session.texts, &session.text_parsers, parser.token_env.tok_trie(), &mut mask)?;
+                Ok(mask)
+            });
+            let mask = mask.map_err(Fault::Parser)?;
+            session.grow(0).map_err(Fault::Full)?;
             Ok(mask)
         })
     }
 
     /// Advances by `token`; returns true if no token may follow.
     fn accept(&mut self, token: u32) -> Result<bool, Fault> {
-        let Self { parser, session, allowed } = self;
+        let Self { parser, texts, session, allowed } = self;
         *allowed = None;
         // Only items of rows that stay are counted now; those of masks are dropped again.
         let before = parser.parser_stats().all_items;
         let advanced = caught(|| {
             anyhow::ensure!(parser.consume_token(token)? == 0, "unexpected backtracking");
-            Ok(())
+            texts.accept(&session.texts, &session.text_parsers, parser.token_env.tok_trie(), token)
         });
-        advanced.map_err(Fault::Parser)?;
-        let items = parser.parser_stats().all_items.saturating_sub(before);
+        let of_texts = advanced.map_err(Fault::Parser)?;
+        let items = parser.parser_stats().all_items.saturating_sub(before) + of_texts;
         caught(|| parser.check_stop()).map_err(Fault::Parser)?;
-        session.grow(parser, items).map_err(Fault::Full)?;
+        session.grow(items).map_err(Fault::Full)?;
         Ok(parser.stop_reason() != StopReason::NotStopped)
     }
 }
@@ -139,7 +158,8 @@ impl std::fmt::Debug for GrammarState {
 impl GrammarState {
     /// Creates the state of one answer of `session` before its first token.
     pub(super) fn new(session: &Arc<Session>, grammar: Grammar) -> Self {
-        let place = Matching { parser: session.begin(), session: Arc::clone(session), allowed: None };
+        let (parser, texts) = (session.begin(), CompiledTexts::begin());
+        let place = Matching { parser, texts, session: Arc::clone(session), allowed: None };
         Self { place: Arc::new(std::sync::Mutex::new(place)), complete: false, grammar }
     }
 

@@ -181,3 +181,4 @@ fn what_is_too_complex_to_follow_is_the_schemas_fault() {
 
 mod limits;
 mod schemas;
+mod texts;

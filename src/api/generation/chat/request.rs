@@ -152,7 +152,7 @@ pub(crate) struct CustomDefinition {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// The form of its input: `{"type": "text"}`, which is any text, or
-    /// `{"type": "grammar", "grammar": {"syntax": "regex", "definition": "…"}}`.
+    /// `{"type": "grammar", "grammar": {"syntax": "regex", "definition": "…"}}`, or the same with the syntax `lark`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub format: Option<Value>,

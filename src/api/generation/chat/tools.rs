@@ -10,7 +10,7 @@ use super::request::{
 };
 use super::schema::{SCHEMA_BYTES, checked};
 use crate::api::http::error::{Problem, Result};
-use crate::engine::grammar::{DocumentSchema, Grammar, GrammarSource};
+use crate::engine::grammar::{DocumentSchema, Grammar, GrammarSource, TextGrammar, Texts};
 use crate::model::chat::ToolDefinition;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::tool_syntax::ToolSyntax;
@@ -29,6 +29,8 @@ pub(super) struct Tools {
     offered: Vec<FunctionDefinition>,
     /// Those of them that are custom tools.
     custom: Vec<usize>,
+    /// The grammars of their texts in Lark syntax, by their index.
+    larks: Vec<(usize, String)>,
     /// Functions that it may call: their index in `offered`, and the schema of their arguments.
     callable: Vec<(usize, Value)>,
     /// Those whose arguments are any object because their schema cannot be followed.
@@ -62,6 +64,8 @@ impl Tools {
         }
         let field = if legacy { "functions" } else { "tools" };
         let custom = (0..offered.len()).filter(|index| is_custom(tools, *index)).collect();
+        let lark = |(index, tool): (usize, &Tool)| Some((index, tool.custom.as_ref()?.lark()?.to_owned()));
+        let larks: Vec<(usize, String)> = tools.iter().enumerate().filter_map(lark).collect();
         let mut callable = Vec::with_capacity(offered.len());
         let mut bytes = 0;
         for (index, function) in offered.iter().enumerate() {
@@ -98,7 +102,7 @@ impl Tools {
         let named = matches!(choice, Choice::Named { .. });
         let parallel = !legacy && !named && request.parallel_tool_calls.unwrap_or(true);
         let required = !matches!(choice, Choice::Auto | Choice::Allowed { required: false, .. });
-        Ok(Some(Self { offered, custom, callable, opened: Vec::new(), required, parallel, legacy }))
+        Ok(Some(Self { offered, custom, larks, callable, opened: Vec::new(), required, parallel, legacy }))
     }
 
     /// Returns the names of the functions that may be called.
@@ -145,6 +149,7 @@ impl Tools {
         let list = format!("{} call {more} {}", literal(syntax.open), literal(syntax.close));
         let trigger = literal(syntax.trigger);
         let token = tokenizer.special_token(syntax.trigger);
+        let anchored = self.required || response.is_some();
         let start = match (self.required, response) {
             (true, _) => format!("start: {trigger} calls\n"),
             (false, Some(schema)) => {
@@ -161,7 +166,19 @@ impl Tools {
             }
         };
         let rules = format!("{start}calls: {list}\ncall: {}\n", calls.join(" | "));
-        GrammarSource { rules, schemas, shown_tokens: specials.into_iter().map(|(_, id)| id).collect() }
+        let shown_tokens = specials.into_iter().map(|(_, id)| id).collect();
+        let callable = |index: usize| self.callable.iter().any(|(callable, _)| *callable == index);
+        let larks = self.larks.iter().filter(|(index, _)| callable(*index));
+        let grammars = larks.map(|(index, lark)| self.text(*index, lark, syntax)).collect();
+        let texts = Texts { trigger: syntax.trigger.into(), anchored, grammars };
+        GrammarSource { rules, schemas, shown_tokens, texts }
+    }
+
+    /// Returns the grammar of the text of a custom tool, whose call begins as the rules above write it.
+    fn text(&self, index: usize, lark: &str, syntax: ToolSyntax) -> TextGrammar {
+        let head = format!("{{\"name\": \"{}\", \"{}\": {{\"input\":", self.offered[index].name, syntax.arguments_key);
+        let openings = vec![format!("{head} \""), format!("{head}\"")];
+        TextGrammar { openings, lark: lark.to_owned() }
     }
 
     fn arguments(&self, (index, schema): &(usize, Value)) -> DocumentSchema {
@@ -174,7 +191,11 @@ impl Tools {
     pub(super) fn single_grammars(&self) -> impl Iterator<Item = (usize, GrammarSource)> + '_ {
         let single = |callable: &(usize, Value)| {
             let rules = format!("start: @arguments_{}", callable.0);
-            (callable.0, GrammarSource { rules, schemas: vec![self.arguments(callable)], shown_tokens: Vec::new() })
+            let larks = self.larks.iter().filter(|(index, _)| *index == callable.0);
+            let grammars = larks.map(|(_, lark)| TextGrammar { openings: Vec::new(), lark: lark.clone() }).collect();
+            let texts = Texts { grammars, ..Texts::default() };
+            let schemas = vec![self.arguments(callable)];
+            (callable.0, GrammarSource { rules, schemas, shown_tokens: Vec::new(), texts })
         };
         self.callable.iter().map(single)
     }

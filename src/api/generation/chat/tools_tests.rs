@@ -247,13 +247,73 @@ fn a_custom_tool_is_called_as_a_function_of_one_text() {
 }
 
 #[test]
+fn a_custom_tool_with_lark_rules_works_in_every_syntax_and_beside_others() {
+    let custom = |name: &str, rules: &str| {
+        let grammar = json!({"syntax": "lark", "definition": rules});
+        json!({"type": "custom", "custom": {"name": name, "format": {"type": "grammar", "grammar": grammar}}})
+    };
+    let lines = custom("lines", "start: (/[^\\n]+/ \"\\n\")+");
+    let sums = custom("sums", "start: sum\nsum: N (\"+\" sum)?\nN: /[0-9]+/ | \"(\" /[0-9]/ \")\"");
+    let any = json!({"type": "custom", "custom": {"name": "any"}});
+    let nested = json!({"type": "function", "function": {"name": "nested", "parameters": {"type": "object"}}});
+    let all = json!([lines, sums, any, nested, two_tools()[0]]);
+    let call = |name: &str, input: &str| {
+        format!("{{\"name\": \"{name}\", \"arguments\": {{\"input\": {}}}}}", Value::from(input))
+    };
+    let inside = format!("{{\"name\": \"nested\", \"arguments\": {{\"a\": {}}}}}", call("sums", "x"));
+    for (calls, fine) in [
+        (vec![call("lines", "a \"b\"\n\\\n")], true),
+        (vec![call("lines", "a")], false),
+        (vec![call("sums", "1+(2)+3")], true),
+        (vec![call("sums", "1+")], false),
+        (vec![call("sums", "12"), call("lines", "x\n"), call("sums", "3"), ROME.into()], true),
+        (vec![call("sums", "12"), call("lines", "x\n"), call("sums", "+")], false),
+        (vec![call("any", "1+\n\""), call("sums", "1")], true),
+        (vec![inside.clone(), call("sums", "1")], true),
+        (vec![inside, call("sums", "x")], false),
+    ] {
+        for (syntax, choice) in [
+            (ToolSyntax::HERMES, "auto"),
+            (ToolSyntax::HERMES, "required"),
+            (ToolSyntax::LLAMA, "auto"),
+            (ToolSyntax::LLAMA, "required"),
+            (ToolSyntax::MISTRAL, "auto"),
+            (ToolSyntax::MISTRAL, "required"),
+        ] {
+            let tools = tools(json!({"tools": all, "tool_choice": choice})).unwrap();
+            let calls: Vec<String> = calls.iter().map(|call| call.replace("arguments", syntax.arguments_key)).collect();
+            let list = calls.join(syntax.separator);
+            let answer = format!("{}{}{list}{}", syntax.trigger, syntax.open, syntax.close);
+            assert_eq!(takes(&tools, syntax, None, &answer), fine, "{choice}: {answer}");
+            let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}});
+            assert_eq!(takes(&tools, syntax, Some(schema), &answer), fine, "{choice} beside a schema: {answer}");
+            if choice == "auto" && !syntax.trigger.is_empty() {
+                assert_eq!(takes(&tools, syntax, None, &format!("So {}: {answer}", calls[0])), fine, "{answer}");
+            }
+        }
+    }
+    // What is not called is not enforced, and one that is named is called once.
+    let choice = json!({"type": "custom", "custom": {"name": "sums"}});
+    let named = tools(json!({"tools": all, "tool_choice": choice})).unwrap();
+    assert!(takes(&named, ToolSyntax::HERMES, None, &hermes(&[&call("sums", "1")])));
+    assert!(!takes(&named, ToolSyntax::HERMES, None, &hermes(&[&call("sums", "a")])));
+    assert!(!takes(&named, ToolSyntax::HERMES, None, &hermes(&[&call("sums", "1"), &call("sums", "1")])));
+    assert_eq!(named.grammar(ToolSyntax::HERMES, &DEMO.0, None).texts.grammars.len(), 1);
+}
+
+#[test]
 fn a_grammar_of_a_custom_tool_that_cannot_be_followed_is_refused_and_never_opened() {
-    let format = json!({"type": "grammar", "grammar": {"syntax": "regex", "definition": "(?=a)b"}});
-    let mut tools = tools(json!({"tools": [{"type": "custom", "custom": {"name": "c", "format": format}}]})).unwrap();
-    let source = tools.grammar(ToolSyntax::HERMES, &DEMO.0, None);
-    assert!(Grammar::compile(&DEMO.1, "tools", source, &budget()).is_err());
-    assert!(!tools.open(0));
-    assert_eq!(tools.parameters_param(0), "tools[0].custom.format");
+    for (syntax, definition) in [("regex", "(?=a)b"), ("lark", "start: A")] {
+        let format = json!({"type": "grammar", "grammar": {"syntax": syntax, "definition": definition}});
+        let tool = json!({"type": "custom", "custom": {"name": "c", "format": format}});
+        let mut tools = tools(json!({"tools": [tool]})).unwrap();
+        let source = tools.grammar(ToolSyntax::HERMES, &DEMO.0, None);
+        assert!(Grammar::compile(&DEMO.1, "tools", source, &budget()).is_err());
+        let (index, alone) = tools.single_grammars().next().unwrap();
+        assert!(index == 0 && Grammar::compile(&DEMO.1, "tools", alone, &budget()).is_err());
+        assert!(!tools.open(0));
+        assert_eq!(tools.parameters_param(0), "tools[0].custom.format");
+    }
 }
 
 #[test]
