@@ -60,7 +60,7 @@ impl Store {
                  insert into responses (id, organization, key, created_at, status, background, streamed, previous,
                                         input, output, item_ids, response, request, told, conversation,
                                         conversation_end)
-                 select $1, $2, $3, to_timestamp($4), 'queued', true, $5, $6, $7, $8, $9, $10, $11,
+                 select $1, $2, $3, to_timestamp(0) + $4 * interval '1 microsecond', 'queued', true, $5, $6, $7, $8, $9, $10, $11,
                         cardinality($13::int[]), $16, $17
                   where (select count(*) from responses
                           where organization = $2 and status in ('queued', 'in_progress')) < $12
@@ -74,7 +74,7 @@ impl Store {
         .bind(&new.id)
         .bind(&new.organization)
         .bind(&new.key)
-        .bind(new.created_at as f64)
+        .bind(new.created_micros)
         .bind(events.is_some())
         .bind(&new.previous)
         .bind(&new.input)
@@ -102,7 +102,7 @@ impl Store {
              ), next as (
                  select r.id, r.status from responses r left join busy using (organization)
                   where r.status = 'queued' and r.due_at <= now() or r.status = 'in_progress' and r.lease_until <= now()
-                  order by coalesce(busy.written, 0), r.due_at, r.created_at, r.id
+                  order by coalesce(busy.written, 0), r.due_at, r.created_at, r.seq
                   limit 1 for update of r skip locked
              )
              update responses set status = 'in_progress', attempt = attempt + 1,

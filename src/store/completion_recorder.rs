@@ -150,7 +150,7 @@ mod tests {
             id: "chatcmpl-1".into(),
             organization: "acme".into(),
             model: "demo".into(),
-            created: 1,
+            created_micros: 1,
             metadata: serde_json::Map::new(),
             completion: "x".repeat(bytes),
             messages: String::new(),

@@ -24,8 +24,8 @@ pub struct NewResponse {
     pub organization: String,
     /// Id of the key that asked for it.
     pub key: String,
-    /// Unix seconds.
-    pub created_at: i64,
+    /// Unix microseconds: clients are shown whole seconds.
+    pub created_micros: i64,
     /// The response that it goes on from.
     pub previous: Option<String>,
     /// The conversation that it goes on from, as it was then.
@@ -137,12 +137,12 @@ impl Store {
         // JSON even where a backslash stands before it.
         let ids = sqlx::query_scalar(
             r"with made as (
-                 select id, created_at, replace(response, '\u0000', '\ufffd')::jsonb as shown from responses
+                 select id, created_at, seq, replace(response, '\u0000', '\ufffd')::jsonb as shown from responses
                   where organization = $1 and status in ('completed', 'incomplete')
                     and ($2::bigint is null or created_at >= to_timestamp($2))
-                    and ($3::bigint is null or created_at <= to_timestamp($3))
+                    and ($3::bigint is null or created_at < to_timestamp($3::float8 + 1))
              ), newest as (
-                 select id, created_at from made
+                 select id, created_at, seq from made
                   where ($4::text is null or shown->>'model' = $4)
                     and ($5::text is null or strpos(lower(shown->>'instructions'), lower($5)) > 0)
                     and coalesce(shown->'metadata', '{}') @> $6
@@ -152,9 +152,9 @@ impl Store {
                     and (cardinality($10::text[]) = 0 or shown->>'user' = any($10))
                     and (cardinality($11::text[]) = 0 or exists (
                         select from jsonb_array_elements(shown->'tools') tool where tool->>'name' = any($11)))
-                  order by created_at desc, id desc limit $12
+                  order by created_at desc, seq desc limit $12
              )
-             select id from newest order by created_at, id",
+             select id from newest order by created_at, seq",
         );
         Ok(ids
             .bind(organization)
@@ -179,7 +179,7 @@ impl Store {
             "with kept as (
                  insert into responses (id, organization, key, created_at, status, background, streamed, previous,
                                         input, output, item_ids, response, conversation, conversation_end)
-                 values ($1, $2, $3, to_timestamp($4), $5, false, false, $6, $7, $8, $9, $10, $11, $12)
+                 values ($1, $2, $3, to_timestamp(0) + $4 * interval '1 microsecond', $5, false, false, $6, $7, $8, $9, $10, $11, $12)
                  returning organization, conversation
              )
              select add_to_conversation(organization, conversation, $13, $14) from kept",
@@ -187,7 +187,7 @@ impl Store {
         .bind(&new.id)
         .bind(&new.organization)
         .bind(&new.key)
-        .bind(new.created_at as f64)
+        .bind(new.created_micros)
         .bind(new.answer.status)
         .bind(&new.previous)
         .bind(&new.input)
@@ -275,7 +275,7 @@ impl Store {
     /// Finds responses of `organization` that hold items with any of these ids, the newest first.
     pub async fn responses_with_items(&self, organization: &str, ids: &[&str]) -> Result<Vec<Turn>> {
         let query = "select status, input, output from responses
-                      where organization = $1 and item_ids && $2::text[] order by created_at desc, id limit $3";
+                      where organization = $1 and item_ids && $2::text[] order by created_at desc, seq desc limit $3";
         Ok(sqlx::query_as(query).bind(organization).bind(ids).bind(MAX_HOLDERS).fetch_all(&self.pool).await?)
     }
 }

@@ -21,8 +21,8 @@ pub struct NewCompletion {
     pub organization: String,
     /// The model as asked for.
     pub model: String,
-    /// Unix seconds.
-    pub created: i64,
+    /// Unix microseconds: clients are shown whole seconds.
+    pub created_micros: i64,
     /// The client's notes.
     pub metadata: Map<String, Value>,
     /// JSON of the answer's object, without the notes.
@@ -69,7 +69,7 @@ macro_rules! page_query {
             "select id, bytes from stored_completions
               where organization = $1 and ($2::text is null or model = $2) and metadata @> $3
                 and ($4::bigint is null or created_at >= to_timestamp($4))
-                and ($5::bigint is null or created_at <= to_timestamp($5))
+                and ($5::bigint is null or created_at < to_timestamp($5::float8 + 1))
                 and (created_at, seq) ",
             $than,
             " (select created_at, seq from stored_completions where organization = $1 and id = $6
@@ -94,13 +94,13 @@ impl Store {
         sqlx::query(
             "insert into stored_completions
                  (id, organization, model, created_at, metadata, completion, messages, bytes)
-             values ($1, $2, $3, to_timestamp($4), $5, $6::text::json, $7::text::json, $8)
+             values ($1, $2, $3, to_timestamp(0) + $4 * interval '1 microsecond', $5, $6::text::json, $7::text::json, $8)
              on conflict (id) do nothing",
         )
         .bind(&new.id)
         .bind(&new.organization)
         .bind(&new.model)
-        .bind(new.created as f64)
+        .bind(new.created_micros)
         .bind(Json(&new.metadata))
         .bind(&new.completion)
         .bind(&new.messages)
@@ -161,7 +161,7 @@ impl Store {
                  select id, created_at, seq from stored_completions
                   where organization = $1 and ($2::text is null or model = $2) and metadata @> $3
                     and ($4::bigint is null or created_at >= to_timestamp($4))
-                    and ($5::bigint is null or created_at <= to_timestamp($5))
+                    and ($5::bigint is null or created_at < to_timestamp($5::float8 + 1))
                   order by created_at desc, seq desc limit $6) newest
               order by created_at, seq",
         );

@@ -220,7 +220,7 @@ async fn stored_answers_expired_files_and_old_events_of_webhooks_go() {
             id: id.into(),
             organization: ORG.into(),
             model: "demo".into(),
-            created: now() - days * 86_400,
+            created_micros: (now() - days * 86_400) * 1_000_000,
             metadata: serde_json::Map::new(),
             // A NUL is kept, although `jsonb` would take none.
             completion: r#"{"id":"x","choices":[{"message":{"content":"\u0000"}}]}"#.into(),

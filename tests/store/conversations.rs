@@ -52,7 +52,7 @@ fn response(id: &str, place: &ConversationPlace, added: NewItems) -> NewResponse
         id: id.into(),
         organization: ORG.into(),
         key: "k".into(),
-        created_at: 1_800_000_000,
+        created_micros: 1_800_000_000_000_000,
         previous: None,
         conversation: Some(place.clone()),
         input: format!("[\"{id} in\"]"),

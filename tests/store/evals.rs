@@ -4,7 +4,7 @@
 use attune::store::conversations::NewItems;
 use attune::store::evals::items::{NewOutputItem, PairCounts};
 use attune::store::evals::runs::{EvalRun, NewEvalRun};
-use attune::store::files::NewFile;
+use attune::store::files::{NewFile, Page};
 use attune::store::responses::{Answer, NewResponse, ResponseFilter};
 use attune::store::stored_completions::{CompletionFilter, NewCompletion};
 use attune::store::{Error, Store};
@@ -170,7 +170,7 @@ async fn stored_chats_are_chosen_by_model_notes_and_time_the_newest_last() {
             id: id.into(),
             organization: organization.into(),
             model: model.into(),
-            created,
+            created_micros: created * 1_000_000,
             metadata: notes(&metadata),
             completion: "{}".into(),
             messages: "[]".into(),
@@ -184,6 +184,65 @@ async fn stored_chats_are_chosen_by_model_notes_and_time_the_newest_last() {
     assert_eq!(store.completion_ids(ORG, &model, 10).await.unwrap(), ["c1", "c2"]);
     let time = CompletionFilter { created_after: Some(20), created_before: Some(30), ..all };
     assert_eq!(store.completion_ids(ORG, &time, 10).await.unwrap(), ["c2", "c3"]);
+}
+
+#[tokio::test]
+async fn answers_of_one_second_come_in_the_order_in_which_they_began() {
+    let database = TestDatabase::new().await;
+    let store = &database.store;
+    let second = 1_800_000_000_000_000;
+    // Kept in another order than they began, with ids in a third; the last two began together.
+    for (id, micros) in [("f", 5), ("a", 3), ("z", 1), ("m", 999_999), ("b", 7), ("y", 9), ("c", 9)] {
+        let created_micros = second + micros;
+        let answer = Answer {
+            status: "completed",
+            output: format!("[\"{id}\"]"),
+            item_ids: vec!["shared".into()],
+            response: "{}".into(),
+            added: NewItems::default(),
+        };
+        let (organization, key, input) = (ORG.into(), "k".into(), "[]".into());
+        let (previous, conversation) = (None, None);
+        let new =
+            NewResponse { id: id.into(), organization, key, created_micros, previous, conversation, input, answer };
+        store.keep_response(&new).await.unwrap();
+        let new = NewCompletion {
+            id: id.into(),
+            organization: ORG.into(),
+            model: "m".into(),
+            created_micros,
+            metadata: notes(&json!({})),
+            completion: "{}".into(),
+            messages: "[]".into(),
+        };
+        store.add_stored_completion(&new).await.unwrap();
+    }
+    let order = ["z", "a", "f", "b", "y", "c", "m"];
+    let all = CompletionFilter::default();
+    assert_eq!(store.response_ids(ORG, &ResponseFilter::default(), 10).await.unwrap(), order);
+    assert_eq!(store.response_ids(ORG, &ResponseFilter::default(), 3).await.unwrap(), order[4..]);
+    assert_eq!(store.completion_ids(ORG, &all, 10).await.unwrap(), order);
+    let holders = store.responses_with_items(ORG, &["shared"]).await.unwrap();
+    let newest = order.iter().rev().map(|id| format!("[\"{id}\"]"));
+    assert_eq!(holders.into_iter().map(|turn| turn.output).collect::<Vec<_>>(), newest.collect::<Vec<_>>());
+    let this = CompletionFilter { created_after: Some(1_800_000_000), created_before: Some(1_800_000_000), ..all };
+    for ascending in [true, false] {
+        let (mut listed, mut after) = (Vec::new(), None);
+        loop {
+            let page = Page { after, limit: 2, ascending };
+            let (found, more) = store.stored_completions(ORG, &this, page, false).await.unwrap();
+            listed.extend(found.into_iter().map(|completion| completion.id));
+            after = listed.last().cloned();
+            if !more {
+                break;
+            }
+        }
+        let mut expected = order.to_vec();
+        if !ascending {
+            expected.reverse();
+        }
+        assert_eq!(listed, expected);
+    }
 }
 
 #[tokio::test]
@@ -220,7 +279,8 @@ async fn responses_are_chosen_by_what_was_asked_even_beside_a_nul() {
             id: id.into(),
             organization,
             key,
-            created_at: 100,
+            // The last microsecond of its second.
+            created_micros: 100_999_999,
             previous: None,
             conversation: None,
             input: "[]".into(),
@@ -238,6 +298,7 @@ async fn responses_are_chosen_by_what_was_asked_even_beside_a_nul() {
         (ResponseFilter { temperature: Some(0.7), top_p: Some(1.0), ..all() }, vec!["r1", "r2"]),
         (ResponseFilter { users: vec!["bob".into(), "ann".into()], ..all() }, vec!["r1", "r2"]),
         (ResponseFilter { tools: vec!["look_up".into()], ..all() }, vec!["r1", "r2"]),
+        (ResponseFilter { created_after: Some(100), created_before: Some(100), ..all() }, vec!["r1", "r2", "r4"]),
         (ResponseFilter { created_after: Some(101), ..all() }, vec![]),
         (ResponseFilter { created_before: Some(99), ..all() }, vec![]),
     ] {

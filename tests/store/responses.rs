@@ -24,7 +24,7 @@ fn new(id: &str, previous: Option<&str>) -> NewResponse {
         id: id.into(),
         organization: ORG.into(),
         key: "k".into(),
-        created_at: 1_800_000_000,
+        created_micros: 1_800_000_000_000_000,
         previous: previous.map(Into::into),
         conversation: None,
         input: format!("[\"{id} in\"]"),

@@ -43,7 +43,7 @@ pub(crate) use self::tools::shown_tools;
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::generation::foreign_fields::KnownBody;
-use crate::api::generation::generate::body::{new_id, now, stream_chunks};
+use crate::api::generation::generate::body::{new_id, now_micros, seconds_of, stream_chunks};
 use crate::api::generation::generate::fields::{StreamOptions, check_max_tokens, check_n};
 use crate::api::generation::generate::logprobs::TokenTexts;
 use crate::api::generation::generate::{Answer, GenerationPlan};
@@ -81,14 +81,15 @@ pub(crate) async fn create(
     KnownBody(request): KnownBody<ChatRequest>,
 ) -> Result<Response, Problem> {
     let request = Arc::new(request);
-    let recording = Recording::wanted(&state, &caller, &request, id.map(|Extension(id)| id))?;
+    let began = now_micros();
+    let recording = Recording::wanted(&state, &caller, &request, id.map(|Extension(id)| id), began)?;
     let target = Target::resolve(&state, &caller, share, &request.model).await?;
     let tokens = request.logprobs()?.map(|_| TokenTexts::new(target.model().clone()));
     let (plan, calls, loosened) = request.plan(&state, target).await.map_err(blame_messages)?;
     let running = plan.start().map_err(blame_messages)?;
     let loosened = loosened.map(|schemas| [(LOOSENED, schemas)]);
     let stream_usage = StreamOptions::wants_usage(request.stream_options.as_ref());
-    let (id, created, parsers) = (new_id("chatcmpl"), now(), Vec::new());
+    let (id, created, parsers) = (new_id("chatcmpl"), seconds_of(began), Vec::new());
     let writer = Writer { id, created, model: request.model.clone(), stream_usage, tokens, calls, parsers };
     if request.stream == Some(true) {
         let response = match recording {

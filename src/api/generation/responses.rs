@@ -46,7 +46,7 @@ use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::generation::chat::{CallFormat, ChatMessage, ChatRequest};
 use crate::api::generation::foreign_fields::KnownBody;
-use crate::api::generation::generate::body::now;
+use crate::api::generation::generate::body::{now_micros, seconds_of};
 use crate::api::generation::generate::logprobs::TokenTexts;
 use crate::api::generation::generate::{GenerationPlan, Piece, Running};
 use crate::api::generation::target::Target;
@@ -132,7 +132,7 @@ async fn answer(state: &ApiState, caller: &Caller, share: Share, request: Create
         return Ok((headers, background::queue(state, caller, request, said, prepared).await?).into_response());
     }
     drop(before);
-    let Prepared { plan, mut response, reading, .. } = prepared;
+    let Prepared { plan, mut response, reading, began, .. } = prepared;
     response.id = new_id("resp_");
     let running = plan.start().map_err(|problem| names.tell(problem))?;
     let is_kept = request.is_kept();
@@ -143,6 +143,7 @@ async fn answer(state: &ApiState, caller: &Caller, share: Share, request: Create
         own,
         is_kept,
         place,
+        began,
     });
     let is_streamed = request.stream == Some(true);
     let mut writing = Writing { running, writer: Writer::new(response, reading), keeping, names, is_streamed };
@@ -164,11 +165,14 @@ struct Prepared {
     response: ResponseObject,
     reading: Reading,
     loosened: Option<HeaderValue>,
+    /// When it was asked for, in Unix microseconds.
+    began: i64,
 }
 
 impl Prepared {
     /// Makes the prompt and the grammar, and what the response repeats.
     async fn of(state: &ApiState, target: Target, request: &CreateResponse, asked: Asked) -> Result<Self> {
+        let began = now_micros();
         let model = Arc::clone(target.model());
         let shows_tokens = request.logprobs().is_some();
         let Asked { chat, is_structured, truncates, tools, text, reasoning, tool_choice, .. } = asked;
@@ -180,7 +184,7 @@ impl Prepared {
         let response = ResponseObject {
             id: String::new(),
             object: "response",
-            created_at: now(),
+            created_at: seconds_of(began),
             completed_at: None,
             status: "in_progress",
             background: false,
@@ -212,7 +216,7 @@ impl Prepared {
             user: request.user.clone(),
             metadata: request.metadata.clone().unwrap_or_default(),
         };
-        Ok(Self { plan, response, reading, loosened })
+        Ok(Self { plan, response, reading, loosened, began })
     }
 
     /// Returns the headers that name what is not as the request has it: keywords of schemas, and tools.
@@ -300,6 +304,7 @@ struct Keeping {
     /// False if only its conversation gets something.
     is_kept: bool,
     place: Option<ConversationPlace>,
+    began: i64,
 }
 
 impl Keeping {
@@ -316,7 +321,7 @@ impl Keeping {
             id: response.id.clone(),
             organization: self.organization,
             key: self.key,
-            created_at: response.created_at,
+            created_micros: self.began,
             previous: response.previous_response_id.clone(),
             conversation: self.place,
             input: sse::json(&self.own)?,

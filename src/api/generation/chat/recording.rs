@@ -29,6 +29,8 @@ pub(super) struct Recording {
     request: Arc<ChatRequest>,
     metadata: Map<String, Value>,
     request_id: Option<RequestId>,
+    /// When the answer began, in Unix microseconds.
+    began: i64,
 }
 
 /// The stored object: the answer, and of the request what shows how it came about. `null` stands for what the request
@@ -52,12 +54,13 @@ struct StoredBody<'a> {
 }
 
 impl Recording {
-    /// Prepares to store the answer; `None` if the request does not ask for it.
+    /// Prepares to store the answer, which `began` then; `None` if the request does not ask for it.
     pub(super) fn wanted(
         state: &ApiState,
         caller: &Caller,
         request: &Arc<ChatRequest>,
         id: Option<RequestId>,
+        began: i64,
     ) -> Result<Option<Self>> {
         if request.store != Some(true) {
             return Ok(None);
@@ -82,6 +85,7 @@ impl Recording {
             request: Arc::clone(request),
             metadata,
             request_id: id,
+            began,
         }))
     }
 
@@ -109,7 +113,7 @@ impl Recording {
                 id: completion.id.clone(),
                 organization: self.organization.to_string(),
                 model: completion.model.clone(),
-                created: completion.created,
+                created_micros: self.began,
                 metadata: self.metadata,
                 completion: body,
                 messages,

@@ -107,6 +107,16 @@ pub(crate) fn now() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
+/// Returns the time in Unix microseconds, which tells the order of what begins in one second.
+pub(crate) fn now_micros() -> i64 {
+    jiff::Timestamp::now().as_microsecond()
+}
+
+/// Returns the whole seconds of a time in microseconds, as clients are shown it.
+pub(crate) const fn seconds_of(micros: i64) -> i64 {
+    micros.div_euclid(1_000_000)
+}
+
 /// Makes a new id such as `cmpl-…`.
 pub(crate) fn new_id(prefix: &str) -> String {
     format!("{prefix}-{}", uuid::Uuid::new_v4().simple())

@@ -81,7 +81,7 @@ pub(super) async fn queue(
         id: response.id.clone(),
         organization: caller.organization.to_string(),
         key: caller.key.to_string(),
-        created_at: response.created_at,
+        created_micros: prepared.began,
         previous: response.previous_response_id.clone(),
         conversation: place,
         input: sse::json(&own)?,
