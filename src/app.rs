@@ -38,7 +38,7 @@ use crate::off_thread::off_thread;
 use crate::store::Store;
 use crate::store::completion_recorder::CompletionRecorder;
 use crate::store::key_directory::KeyDirectory;
-use crate::store::names::is_job_name;
+use crate::store::names::{is_job_name, is_job_name_of};
 use crate::store::postgres::PrivatePostgres;
 use crate::store::response_changes::ResponseChanges;
 use crate::store::usage_recorder::UsageRecorder;
@@ -270,8 +270,23 @@ fn ended_early(part: &str, ended: std::result::Result<(), JoinError>) -> Error {
 }
 
 /// Refuses an alias that has the name of a model which a job made here: the model could not be reached any more. An
-/// adapter that was brought in under a name of the client's choice is hidden instead.
+/// adapter that was brought in under a name of the client's choice is hidden instead. Names the aliases of organisations
+/// that a base model or an alias of the configuration has taken the name from.
 async fn check_aliases(config: &Config, store: &Store) -> Result<()> {
+    for (organization, name) in store.job_named_aliases().await? {
+        let bases = config.models.iter().map(|model| &model.id).chain(config.aliases.keys());
+        if let Some(base) =
+            bases.filter(|_| !config.aliases.contains_key(&name)).find(|base| is_job_name_of(&name, base))
+        {
+            tracing::warn!(
+                alias = name,
+                organization,
+                base,
+                "an alias of an organisation stands for nothing while its name has the form of models that jobs on this base \
+                 make; the same alias in the configuration would"
+            );
+        }
+    }
     let names: Vec<&str> = config.aliases.keys().map(String::as_str).filter(|alias| is_job_name(alias)).collect();
     if names.is_empty() {
         return Ok(());

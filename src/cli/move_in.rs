@@ -67,10 +67,10 @@ pub(super) struct OpenaiOptions {
     #[arg(long, value_name = "FOLDER", conflicts_with = "refresh")]
     from: Option<PathBuf>,
     /// List what is there, what of it can still be fetched, and what stops when; copy nothing.
-    #[arg(long, conflicts_with_all = ["fetch_only", "retrain", "compare"])]
+    #[arg(long, conflicts_with_all = ["fetch_only", "retrain", "compare", "set_aliases"])]
     list: bool,
     /// Copy the account into the folder and end; no server is asked.
-    #[arg(long, conflicts_with_all = ["from", "retrain", "compare"])]
+    #[arg(long, conflicts_with_all = ["from", "retrain", "compare", "set_aliases"])]
     fetch_only: bool,
     /// Look for what is new in the account, although the folder was filled before.
     #[arg(long)]
@@ -85,6 +85,9 @@ pub(super) struct OpenaiOptions {
     /// write a report for each.
     #[arg(long)]
     compare: bool,
+    /// Let the old names stand for the new models on the server, as aliases of the key's organisation; they work at once.
+    #[arg(long)]
+    set_aliases: bool,
     /// Train on this base model of the server; with OLD= only the jobs on that old base, the job of that id, or the one
     /// that made the model of that name.
     #[arg(long = "base", value_name = "[OLD=]LOCAL")]
@@ -136,8 +139,8 @@ impl OpenaiOptions {
         if self.compare {
             specialists::compare(&mut work).await?;
         }
-        if self.retrain || self.compare {
-            specialists::report(&mut work).await?;
+        if self.retrain || self.compare || self.set_aliases {
+            specialists::report(&mut work, self.set_aliases).await?;
         }
         listing::problems(ledger.carried());
         Ok(())

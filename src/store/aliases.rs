@@ -70,14 +70,34 @@ impl Store {
         }
     }
 
-    /// Returns the model that the name stands for; `None` if it is no alias, or if a fine-tuned model of the
-    /// organisation has the name.
+    /// Returns the model that the name stands for; `None` if it is no alias, or if a fine-tuned model that the
+    /// organisation uses has the name.
     pub async fn alias_target(&self, organization: &str, name: &str) -> Result<Option<String>> {
         let target = sqlx::query_scalar(
             "select model from model_aliases where organization = $1 and name = $2
-                and not exists (select from fine_tuned_models m where m.organization = $1 and m.name = $2)",
+                and not exists (select from fine_tuned_models m where m.organization = $1 and m.name = $2)
+                and not exists (select from model_permissions p
+                                 where p.project_id = $1 and p.model = $2 and p.accepted_at is not null)",
         );
         Ok(target.bind(organization).bind(name).fetch_optional(&self.pool).await?)
+    }
+
+    /// True if a fine-tuned model that the organisation uses has the name: its own, or another's that it has asked for.
+    pub async fn has_model(&self, organization: &str, name: &str) -> Result<bool> {
+        let has = sqlx::query_scalar(
+            "select exists (select from fine_tuned_models where organization = $1 and name = $2)
+                 or exists (select from model_permissions
+                             where project_id = $1 and model = $2 and accepted_at is not null)",
+        );
+        Ok(has.bind(organization).bind(name).fetch_one(&self.pool).await?)
+    }
+
+    /// Returns the aliases of all organisations whose names have the form of those that jobs give: the organisation and
+    /// the name.
+    pub async fn job_named_aliases(&self) -> Result<Vec<(String, String)>> {
+        let query = "select organization, name from model_aliases where name like 'ft:%' or name like '%:ft-%'
+                      order by organization, name";
+        Ok(sqlx::query_as(query).fetch_all(&self.pool).await?)
     }
 
     /// Reads the organisation's alias, or [`Error::NotFound`].

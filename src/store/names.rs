@@ -21,6 +21,12 @@ pub fn base_in_job_name(name: &str) -> Option<&str> {
     }
 }
 
+/// True for names that jobs on the model `base`, or on an alias of this name, give their models.
+pub fn is_job_name_of(name: &str, base: &str) -> bool {
+    let behind = |start: &str| name.strip_prefix(start).and_then(|rest| rest.strip_prefix(base));
+    behind("ft:").is_some_and(|rest| rest.starts_with(':')) || behind("").is_some_and(|rest| rest.starts_with(":ft-"))
+}
+
 /// True for a name that looks like what it is: no control character, none without width, none that changes the
 /// direction of the text, none that Unicode has not assigned, no blank but single spaces inside. Two names that are
 /// shown alike could otherwise be two.
@@ -33,7 +39,7 @@ pub fn is_visible(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{base_in_job_name, is_visible};
+    use super::{base_in_job_name, is_job_name_of, is_visible};
 
     #[test]
     fn the_base_is_read_from_the_name_of_a_fine_tuned_model() {
@@ -46,6 +52,21 @@ mod tests {
             ("ft:", None),
         ] {
             assert_eq!(base_in_job_name(name), base, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_names_of_a_bases_models_are_known_whatever_is_in_its_id() {
+        for (name, base, is_of) in [
+            ("ft:demo:acme::1", "demo", true),
+            ("demo:ft-acme-1", "demo", true),
+            ("ft:qwen:7b:acme::1", "qwen:7b", true),
+            ("ft:demo2:acme::1", "demo", false),
+            ("ft:demo", "demo", false),
+            ("demo", "demo", false),
+            ("mydemo:ft-acme-1", "demo", false),
+        ] {
+            assert_eq!(is_job_name_of(name, base), is_of, "{name} of {base}");
         }
     }
 

@@ -1,7 +1,9 @@
 """Aliases that an organisation gives models and moves: found by every route, never in front of a model, and in the way of
 the deletion of what they stand for."""
 
+import json
 import threading
+import time
 
 import httpx
 import openai
@@ -109,6 +111,108 @@ def test_a_name_that_would_hide_something_is_refused(raw, name):
     assert put(raw, name, "demo", status=400)
 
 
+FOREIGN = [
+    "ft:gpt-4o-mini-2024-07-18:acme::9aBcDeFg", "ft:gpt-4o-mini-2024-07-18:acme:support:9aBcDeFg:ckpt-step-80",
+    "curie:ft-acme-2022-02-15-04-21-04", "ft:adalike:local::x", "demonstration:ft-x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_the_name_of_another_services_model_may_be_an_alias(api, raw, tuned, name):
+    made = put(raw, name, tuned)
+    assert (made["id"], made["model"]) == (name, tuned)
+    answer, expected = chat(api, name), chat(api, tuned)
+    assert (answer.model, answer.choices[0].message.content) == (name, expected.choices[0].message.content)
+    assert api.models.retrieve(name).root == tuned and model_ids(api).count(name) == 1
+    assert raw.get(f"/v1/aliases/{name}").json() == made
+    assert raw.get(f"/ui/models/{name}").status_code == 200
+    assert put(raw, name, "demo")["previous_model"] == tuned
+    assert chat(api, name).choices[0].message.content == chat(api, "demo").choices[0].message.content
+    assert raw.delete(f"/v1/aliases/{name}").status_code == 200
+    with pytest.raises(openai.NotFoundError):
+        chat(api, name)
+
+
+@pytest.mark.parametrize(
+    "name", ["ft:ada:local::x", "ada:ft-x", "ft:demo:x", "ft::x", "ft:", ":ft-x", "ft:gpt-4o:acme::x/adapter", "ft:a b:\u202e:x"]
+)
+def test_a_name_in_the_form_of_this_servers_own_models_is_refused(raw, name):
+    assert put(raw, name, "demo", status=400)["param"] == "alias"
+
+
+def test_a_name_in_the_form_of_models_of_an_alias_of_the_organisation_is_refused(raw):
+    put(raw, "gpt-4o", "demo")
+    assert "'gpt-4o'" in put(raw, "ft:gpt-4o:acme::9aBcDeFg", "demo", status=400)["message"]
+    raw.delete("/v1/aliases/gpt-4o")
+    put(raw, "ft:gpt-4o:acme::9aBcDeFg", "demo")
+    raw.delete("/v1/aliases/ft:gpt-4o:acme::9aBcDeFg")
+
+
+def test_fine_tunes_usage_batches_and_evals_know_a_foreign_name(api, raw, tuned, tickets):
+    name = "ft:gpt-4o-mini-2024-07-18:acme:desk:9aBcDeFg"
+    put(raw, name, tuned)
+    job = api.fine_tuning.jobs.create(model=name, training_file=upload(api, tickets[:12]), hyperparameters={"n_epochs": 1})
+    assert job.model == name
+    done = wait_for_end(api, job.id, within=120)
+    assert done.status == "succeeded", done.error
+    # Its model has a name of the same base; it is a model, and no alias may take its name.
+    assert done.fine_tuned_model.startswith("ft:gpt-4o-mini-2024-07-18:")
+    assert chat(api, done.fine_tuned_model).model == done.fine_tuned_model
+    assert "model of yours" in put(raw, done.fine_tuned_model, "demo", status=400)["message"]
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}
+    line["body"] = {"model": name, "messages": MESSAGES, "max_tokens": 4, "temperature": 0}
+    file = api.files.create(file=("b.jsonl", (json.dumps(line) + "\n").encode()), purpose="batch")
+    batch = api.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    while (batch := api.batches.retrieve(batch.id)).status not in ("completed", "failed", "expired", "cancelled"):
+        time.sleep(0.05)
+    assert (batch.status, batch.request_counts.completed) == ("completed", 1)
+    answer = json.loads(api.files.content(batch.output_file_id).text)["response"]["body"]
+    assert answer["model"] == name
+    config = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}
+    grader = {"type": "string_check", "name": "s", "input": "{{sample.output_text}}", "reference": "{{item.a}}", "operation": "eq"}
+    made = api.evals.create(data_source_config=config, testing_criteria=[grader])
+    content = [{"item": {"a": chat(api, tuned).choices[0].message.content}}]
+    source = {
+        "type": "completions", "model": name, "source": {"type": "file_content", "content": content},
+        "input_messages": {"type": "template", "template": MESSAGES},
+        "sampling_params": {"temperature": 0, "max_completion_tokens": 30},
+    }  # fmt: skip
+    run = api.evals.runs.create(made.id, data_source=source)
+    while (run := api.evals.runs.retrieve(run.id, eval_id=made.id)).status in ("queued", "in_progress"):
+        time.sleep(0.05)
+    assert (run.status, run.result_counts.passed, run.model) == ("completed", 1, name)
+    rows = raw.get("/v1/usage", params={"group_by": "model"}).json()["data"]
+    (used,) = [row for row in rows if row["model"] == name]
+    # The chat of the batch, and that of the run of the eval.
+    assert (used["model"], used["requests"]) == (name, 2)
+    raw.delete(f"/v1/aliases/{name}")
+
+
+def test_a_base_model_that_comes_later_takes_the_names_of_its_models(start_server):
+    """An alias whose name a model of this server could get stands for nothing from then on, and the start says so."""
+    name = "ft:later:acme::9aBcDeFg"
+    server = start_server()
+    put_at(server, name, "demo")
+    put_at(server, "later", "demo")
+    server.stop()
+    server = start_server(data_dir=server.data_dir, settings={"ATTUNE_ALIASES": '{later="demo"}'})
+    with sdk(server) as client, httpx.Client(base_url=server.url, timeout=60) as http:
+        with pytest.raises(openai.NotFoundError):
+            chat(client, name)
+        assert name not in model_ids(client)
+        assert [alias["id"] for alias in http.get("/v1/aliases").json()["data"]] == [name, "later"]
+        put(http, name, "demo", status=400)
+        assert name in server.tail(400) and "stands for nothing" in server.tail(400)
+    server.stop()
+    # With it in the configuration it stands for the model again.
+    aliases = f'{{later="demo", "{name}"="demo"}}'
+    server = start_server(data_dir=server.data_dir, settings={"ATTUNE_ALIASES": aliases})
+    with sdk(server) as client:
+        assert chat(client, name).model == name
+        assert "stands for nothing" not in server.tail(400)
+    server.stop()
+
+
 def test_an_alias_of_an_alias_or_of_nothing_is_refused(raw):
     put(raw, "first", "demo")
     for model in ("ada", "first"):
@@ -190,6 +294,14 @@ def test_an_organisation_has_aliases_of_its_own(tenants):
         assert acme.delete("/v1/aliases/mine").status_code == 200
         assert rival.get("/v1/aliases/mine").status_code == 200
         rival.delete("/v1/aliases/mine")
+        name = "ft:gpt-4o-mini-2024-07-18:acme::9aBcDeFg"
+        put(acme, name, "demo")
+        body = {"model": name, "prompt": "x", "max_tokens": 1}
+        assert acme.post("/v1/completions", json=body).status_code == 200
+        assert rival.post("/v1/completions", json=body).status_code == 404
+        assert rival.get("/v1/aliases").json()["data"] == [] and rival.get(f"/v1/models/{name}").status_code == 404
+        assert name not in [model["id"] for model in rival.get("/v1/models").json()["data"]]
+        acme.delete(f"/v1/aliases/{name}")
     with tenants.http("admin") as admin:
         put(admin, "held", "demo")
         body = {"lora_name": "held", "lora_path": "nowhere"}

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import attunelib
+import httpx
 import pytest
 from conftest import model_ids, sdk, wait_for
 from openai_account import BASE, SPECIALISTS, VALIDATION_LINES, WRONG_EVERY, Account
@@ -287,4 +288,25 @@ def test_what_cannot_be_done_is_said_and_the_rest_is_done(binary, start_server, 
         run("--ask-old")
         assert asked(account) == before, "an old model that is gone is not asked again"
         assert len(jobs(client)) == 2
+
+        # The old names, without a restart; a name that the server refuses is told.
+        lines = tomllib.loads(run().stdout)["aliases"]
+        again = [str(binary), "move-in", "openai", "--from", str(folder), "--url", server.url, "--set-aliases"]
+        for _ in range(2):
+            done = subprocess.run(again, capture_output=True, text=True, timeout=200, env=attunelib.environment())
+            assert done.returncode == 0, done.stderr
+            assert f"{len(lines)} of {len(lines)} old names stand for the new models" in done.stderr
+            assert tomllib.loads(done.stdout)["aliases"] == lines
+        listed = httpx.get(f"{server.url}/v1/aliases").json()["data"]
+        assert {alias["id"]: alias["model"] for alias in listed} == lines
+        question = [{"role": "user", "content": "x"}]
+        assert client.chat.completions.create(model=gone, messages=question, max_tokens=1).model == gone
+    server.stop()
+    # Where the old base's name means something on the server, its models' names do too.
+    server = start_server(data_dir=server.data_dir, settings={"ATTUNE_ALIASES": f'{{"{BASE}"="demo"}}'})
+    again[-2] = server.url
+    done = subprocess.run(again, capture_output=True, text=True, timeout=200, env=attunelib.environment())
+    assert done.returncode == 0, done.stderr
+    assert f"0 of {len(lines)} old names stand" in done.stderr
+    assert all(f"{old}: it does not stand for" in done.stderr for old in lines), done.stderr
     server.stop()

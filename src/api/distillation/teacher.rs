@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::api::ApiState;
 use crate::api::graders::ask::{self, Asker};
 use crate::api::graders::judge::fill_all;
+use crate::api::models::names::real_name;
 use crate::graders::spec::{Grader, Kind, ModelGrader};
 use crate::graders::template::Sample;
 use crate::teachers::money::{Money, Price};
@@ -132,10 +133,10 @@ pub(crate) async fn price(state: &ApiState, organization: &str, model: &str) -> 
     if let Some(name) = teachers::named(model) {
         return state.teachers.get(name).map(Teacher::price).unwrap_or_default();
     }
-    let real = state.catalog.real_name(model);
-    let base = match state.catalog.get(real) {
-        Ok(_) => Some(real.to_owned()),
-        Err(_) => state.store.usable_model(organization, real).await.ok().map(|model| model.base),
+    let real = real_name(state, organization, model).await.unwrap_or_else(|_| model.to_owned());
+    let base = match state.catalog.get(&real) {
+        Ok(_) => Some(real),
+        Err(_) => state.store.usable_model(organization, &real).await.ok().map(|model| model.base),
     };
     let set = base.and_then(|base| state.config.prices.get(&base).copied());
     set.map(|set| Price::per_million(set.prompt, set.completion)).unwrap_or_default()

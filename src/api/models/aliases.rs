@@ -11,7 +11,7 @@ use crate::api::access::auth::Caller;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::{Body, Path};
 use crate::api::http::list::PageOf;
-use crate::api::models::names::{check_new, real_name};
+use crate::api::models::names::{check_alias, real_name};
 use crate::api::operations::checks::no_longer_than;
 use crate::store;
 use crate::store::aliases::Alias;
@@ -143,15 +143,12 @@ pub(crate) async fn delete(
 
 /// Checks that the name in the field `param` may be an alias of the caller's organisation: it must hide no model.
 pub(crate) async fn check_name(state: &ApiState, caller: &Caller, param: &'static str, name: &str) -> Result<()> {
-    check_new(state, param, name)?;
-    match state.store.fine_tuned_model(&caller.organization, name).await {
-        Err(store::Error::ModelNotFound(_)) => Ok(()),
-        Err(error) => Err(error.into()),
-        Ok(_) => {
-            let message = format!("'{name}' is a model of yours: choose another name for the alias.");
-            Err(Problem::invalid_code(param, "invalid_value", message))
-        }
+    check_alias(state, &caller.organization, param, name).await?;
+    if state.store.has_model(&caller.organization, name).await? {
+        let message = format!("'{name}' is a model of yours: choose another name for the alias.");
+        return Err(Problem::invalid_code(param, "invalid_value", message));
     }
+    Ok(())
 }
 
 fn blame_alias(error: store::Error) -> Problem {

@@ -10,6 +10,7 @@ use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::list::{BoundedPageOf, Cursor};
 use crate::api::http::query::Query;
 use crate::api::models::model_resource::{self, Model};
+use crate::api::models::names::maker_of;
 use crate::store::files::Page;
 use crate::store::models::FineTunedModel;
 
@@ -109,7 +110,8 @@ async fn models_from(state: &ApiState, caller: &Caller, start: Start<'_>, limit:
 async fn aliases(state: &ApiState, caller: &Caller) -> Result<Vec<(String, String)>> {
     let configured = state.catalog.aliases().map(|(alias, name)| (alias.to_owned(), name.to_owned()));
     let own = state.store.aliases(&caller.organization).await?;
-    let hides = |name: &str| state.catalog.is_alias(name) || state.catalog.get(name).is_ok();
+    let hides =
+        |name: &str| state.catalog.is_alias(name) || state.catalog.get(name).is_ok() || maker_of(state, name).is_some();
     let own = own.into_iter().filter(|alias| !hides(&alias.name)).map(|alias| (alias.name, alias.model));
     Ok(configured.chain(own).collect())
 }

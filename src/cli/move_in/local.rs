@@ -55,6 +55,11 @@ impl Local {
         self.patiently(async || self.server.answer(self.server.request(Method::POST, path, &[]).json(body)).await).await
     }
 
+    /// Puts something in its place; it may be put there twice.
+    pub(super) async fn put(&self, path: &[&str], body: &Value) -> Result<Value, Failure> {
+        self.patiently(async || self.server.answer(self.server.request(Method::PUT, path, &[]).json(body)).await).await
+    }
+
     /// Makes something once: where an answer is lost, `find` says before the next attempt whether it was made after
     /// all.
     pub(super) async fn create(

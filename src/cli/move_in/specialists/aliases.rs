@@ -1,8 +1,12 @@
-//! The lines of the configuration that keep the old names. Called by [`super::report`].
+//! What keeps the old names: lines of the configuration, and aliases on the server. Called by [`super::report`].
+
+use serde_json::json;
 
 use super::retrain::name;
+use crate::cli::client::Failure;
 use crate::cli::move_in::Move;
 use crate::cli::move_in::folder::OldJob;
+use crate::cli::output::note;
 use crate::{Error, Result};
 
 /// Names before and now.
@@ -22,6 +26,41 @@ pub(super) async fn names(work: &Move<'_>, job: &OldJob, new_job: Option<&str>, 
         }
     }
     Ok(names)
+}
+
+/// Lets the old names stand for the new models on the server. A name that the server refuses is told with its reason.
+pub(super) async fn set(work: &mut Move<'_>, names: &Names) -> Result<()> {
+    let mut refused = 0;
+    for (old, new) in names {
+        let reason = match work.local.put(&["aliases", old], &json!({"model": new})).await {
+            Ok(_) => None,
+            // The configuration may have it already.
+            Err(Failure::Refused { message, .. }) => (!stands_for(work, old, new).await?).then_some(message),
+            Err(away) => return Err(away.into()),
+        };
+        match reason {
+            Some(reason) => {
+                refused += 1;
+                work.ledger.problem(old, format!("it does not stand for `{new}` on the server: {reason}"))?;
+            }
+            None if work.ledger.carried().problems.contains_key(old) => {
+                work.ledger.change(|carried| drop(carried.problems.remove(old)))?;
+            }
+            None => {}
+        }
+    }
+    let stand = names.len() - refused;
+    note(format_args!("{stand} of {} old names stand for the new models on the server, from now on", names.len()));
+    Ok(())
+}
+
+/// True if requests that name `old` reach `new`.
+async fn stands_for(work: &Move<'_>, old: &str, new: &str) -> Result<bool> {
+    match work.local.get(&["models", old], &[]).await {
+        Ok(model) => Ok(model["root"] == new),
+        Err(Failure::Refused { .. }) => Ok(false),
+        Err(away) => Err(away.into()),
+    }
 }
 
 /// Writes the names as the configuration has them.

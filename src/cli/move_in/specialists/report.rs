@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::aliases::{Names, as_toml, names};
+use super::aliases::{Names, as_toml, names, set};
 use super::compare::{Comparison, silence};
 use super::figures::{Difference, Figures, Share};
 use super::prices::{Priced, Prices};
@@ -55,8 +55,9 @@ struct ByToken {
     machines: Option<f64>,
 }
 
-/// Writes a report for each specialist, and prints the aliases for the configuration.
-pub(in crate::cli::move_in) async fn report(work: &mut Move<'_>) -> Result<()> {
+/// Writes a report for each specialist, and prints the aliases for the configuration; puts them on the server, too, if
+/// `set_aliases`.
+pub(in crate::cli::move_in) async fn report(work: &mut Move<'_>, set_aliases: bool) -> Result<()> {
     let all = Comparison::all(work)?;
     let prices = Prices::read(work.options)?;
     let models = work.folder.models()?;
@@ -99,6 +100,9 @@ pub(in crate::cli::move_in) async fn report(work: &mut Move<'_>) -> Result<()> {
     let aliases = as_toml(&every);
     work.folder.write_bytes(&reports.join("aliases.toml"), aliases.as_bytes())?;
     note(format_args!("the reports are in {}", reports.display()));
+    if set_aliases {
+        set(work, &every).await?;
+    }
     note("with these lines in the server's configuration, and a restart, applications keep the names that they have:");
     line(aliases.trim_end())
 }
