@@ -1,6 +1,8 @@
 """Conversations that the server keeps, and responses that go on from them; and conversations made short."""
 
 import base64
+import json
+import time
 
 import httpx
 import openai
@@ -432,3 +434,118 @@ def test_a_damaged_compaction_is_refused(http):
     assert httpx.codes.OK == http.post(
         "/v1/responses", json={"model": "demo", "input": [compaction, NAME], "max_output_tokens": 2}
     ).status_code
+
+
+# --- Made short on the way ------------------------------------------------------------------------------------------
+
+LONG = "The harbour has a baker, a mill and a ferry that goes to the other side. " * 6
+TURNS = [NAME, {"role": "assistant", "content": LONG}, {"role": "user", "content": "Go on."},
+         {"role": "assistant", "content": LONG}]  # fmt: skip
+WHO = {"role": "user", "content": "Who am I?"}
+
+
+def when_longer_than(tokens):
+    return [{"type": "compaction", "compact_threshold": tokens}]
+
+
+def length_of(http, items):
+    answer = http.post("/v1/responses/input_tokens", json={"model": "demo", "input": items})
+    return answer.json()["input_tokens"]
+
+
+def test_a_request_that_is_too_long_is_made_short_and_answered(http, client):
+    items = [*TURNS, WHO]
+    tokens = length_of(http, items)
+    same = ask(http, input=items, context_management=when_longer_than(tokens))
+    assert "compaction" not in [item["type"] for item in same["output"]], "it has just as many tokens as it may have"
+    assert text_of(same) == text_of(ask(http, input=items, context_management=[]))
+    short = ask(http, input=items, context_management=when_longer_than(tokens - 1))
+    compaction, message = short["output"]
+    assert (compaction["type"], compaction["id"][:4], message["type"]) == ("compaction", "cmp_", "message")
+    assert set(compaction) == {"id", "type", "encrypted_content"}
+    # As the route for it does, with what is to be answered behind the summary.
+    alone = http.post("/v1/responses/compact", json={"model": "demo", "input": items}).json()
+    assert alone["output"][-1]["encrypted_content"] == compaction["encrypted_content"]
+    content = compaction["encrypted_content"].removeprefix("attune1.")
+    summary = base64.urlsafe_b64decode(content + "=" * (-len(content) % 4))[8:].decode()
+    spelled = [
+        {"role": "user", "content": "My name is Ada.\n\nGo on."},
+        {"role": "assistant", "content": "Summary of the conversation so far:\n\n" + summary},
+        WHO,
+    ]
+    plain = ask(http, input=spelled)
+    assert text_of(short) == text_of(plain)
+    for kind in ("input_tokens", "output_tokens", "total_tokens"):
+        assert short["usage"][kind] == plain["usage"][kind] + alone["usage"][kind], kind
+    by_client = client.responses.create(
+        model="demo", input=items, temperature=0, context_management=when_longer_than(tokens - 1), max_output_tokens=60
+    )
+    assert [item.type for item in by_client.output] == ["compaction", "message"]
+    # The items go on as they are, also without those before the compaction.
+    for further in ([*items, *short["output"]], short["output"]):
+        assert ask(http, input=[*further, {"role": "user", "content": "Why?"}])["status"] in ("completed", "incomplete")
+
+
+def test_the_item_comes_first_in_a_stream(http):
+    body = {"model": "demo", "input": [*TURNS, WHO], "stream": True, "temperature": 0, "max_output_tokens": 20}
+    body["context_management"] = when_longer_than(100)
+    with http.stream("POST", "/v1/responses", json=body) as answer:
+        lines = [line[6:] for line in answer.iter_lines() if line.startswith("data: {")]
+    events = [json.loads(line) for line in lines]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    kinds = [event["type"] for event in events[:5]]
+    assert kinds == [
+        "response.created", "response.in_progress", "response.output_item.added", "response.output_item.done",
+        "response.output_item.added",
+    ]  # fmt: skip
+    assert events[2]["item"] == events[3]["item"] and events[2]["item"]["type"] == "compaction"
+    assert [events[place]["output_index"] for place in (2, 3, 4)] == [0, 0, 1]
+    assert events[0]["response"]["output"] == []
+    whole = events[-1]["response"]
+    assert [item["type"] for item in whole["output"]] == ["compaction", "message"] and whole["output"][0] == events[2]["item"]
+
+
+def test_what_goes_on_from_a_response_or_in_a_conversation_stays_short(http):
+    for kept in ("previous_response_id", "conversation"):
+        if kept == "conversation":
+            place = {"conversation": create(http, items=TURNS)["id"]}
+        else:
+            place = {"previous_response_id": ask(http, input=TURNS)["id"]}
+        short = ask(http, input=[WHO], context_management=when_longer_than(200), **place)
+        assert short["output"][0]["type"] == "compaction", kept
+        if kept == "previous_response_id":
+            place = {"previous_response_id": short["id"]}
+        further = ask(http, input=[{"role": "user", "content": "Why?"}], context_management=when_longer_than(400), **place)
+        assert [item["type"] for item in further["output"]] == ["message"], "it was short already"
+        assert further["usage"]["input_tokens"] < length_of(http, [*TURNS, WHO])
+        found = http.get(f"/v1/responses/{short['id']}").json()
+        assert [item["type"] for item in found["output"]] == ["compaction", "message"]
+
+
+def test_what_does_not_fit_the_context_is_made_short_and_calls_keep_their_results(http):
+    call = {"type": "function_call", "call_id": "call_1", "name": "look", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "call_1", "output": "A baker."}
+    items = [NAME, *[{"role": "assistant", "content": f"{i} {LONG}"} for i in range(12)], WHO, call, result]
+    assert refusal(http, input=items)["code"] == "context_length_exceeded"
+    short = ask(http, input=items, context_management=when_longer_than(100_000))
+    assert [item["type"] for item in short["output"]][:1] == ["compaction"]
+    # What nothing can be done about is refused as without it.
+    for alone in ([WHO, {"role": "user", "content": "x " * 3000}], "x " * 3000):
+        error = refusal(http, input=alone, context_management=when_longer_than(100))
+        assert error["code"] == "context_length_exceeded"
+    assert [item["type"] for item in ask(http, input=[NAME, WHO], context_management=when_longer_than(1))["output"]] == ["message"]
+
+
+def test_a_response_in_the_background_is_made_short_when_it_is_written(http):
+    items = [NAME, *[{"role": "assistant", "content": f"{i} {LONG}"} for i in range(12)], WHO]
+    queued = ask(http, input=items, background=True, context_management=when_longer_than(200))
+    assert (queued["status"], queued["output"]) == ("queued", [])
+    while (found := http.get(f"/v1/responses/{queued['id']}").json())["status"] in ("queued", "in_progress"):
+        time.sleep(0.05)
+    assert found["status"] in ("completed", "incomplete"), found
+    assert [item["type"] for item in found["output"]] == ["compaction", "message"]
+
+
+def test_a_compaction_wants_no_management_of_its_context(http):
+    answer = http.post("/v1/responses/compact", json={"model": "demo", "input": TALK, "context_management": when_longer_than(10)})
+    assert fault(answer)["param"] == "context_management"

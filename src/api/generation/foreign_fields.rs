@@ -108,7 +108,6 @@ const KINDS: &[Kind] = &[
     (&[Responses], Absent, "end tokens are the model's: leave it out", &["ignore_eos", "stop_token_ids"]),
     (&[Responses], Absent, LEAVE_OUT, &["continue_final_message", "add_generation_prompt"]),
     (&[Responses], Absent, "no prompts are kept here: send 'instructions' and 'input'", &["prompt"]),
-    (&[Responses], Empty, "use 'truncation': \"auto\"", &["context_management"]),
     (&[Responses], Absent, LEAVE_OUT, &["moderation", "personality"]),
     // How an answer ends.
     (GENERATION, Number(0.0), LEAVE_OUT, &["min_tokens", "min_new_tokens"]),

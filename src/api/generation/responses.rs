@@ -3,13 +3,15 @@
 //! This file creates them. [`conversation`] gathers what a [`request`] says, from its [`items`] and from responses that
 //! are kept; [`asked`] makes a request for a chat of it, so that templates, tools, grammars and usage are those of
 //! `chat`. [`writer`] turns the answer, in which [`thinking`] is told apart, into [`events`] and the whole [`object`].
-//! [`compaction`] makes a conversation short, by a [`summary`].
+//! [`compaction`] makes a conversation short, by a [`summary`], and [`context`] does so where a request has become too
+//! long.
 //! [`stored`] has the routes of kept responses, [`background`] writes those that nobody waits for, and [`watching`]
 //! streams their events.
 
 mod asked;
 pub(crate) mod background;
 pub(crate) mod compaction;
+mod context;
 pub(crate) mod conversation;
 mod events;
 pub(crate) mod items;
@@ -108,6 +110,7 @@ pub(crate) async fn count_tokens(
 ) -> Result<Json<InputTokens>, Problem> {
     let KnownBody(request) = body.map_err(complete)?;
     let conversation = gather(&state, &caller, &share, &request).await.map_err(complete)?;
+    context::threshold(&request).map_err(complete)?;
     let asked = Asked::of(&request, conversation.messages).map_err(complete)?;
     let target = Target::resolve(&state, &caller, share, &request.model).await.map_err(complete)?;
     let counted = Arc::new(asked.chat).count_prompt(&target).await;
@@ -122,8 +125,20 @@ async fn answer(state: &ApiState, caller: &Caller, share: Share, request: Create
         return Err(Problem::invalid_code("background", "invalid_value", message));
     }
     let Conversation { before, own, messages, place } = gather(state, caller, &share, &request).await?;
-    let asked = Asked::of(&request, messages)?;
+    let mut asked = Asked::of(&request, messages)?;
+    context::threshold(&request)?;
     let target = Target::resolve(state, caller, share, &request.model).await?;
+    let items = (before.as_slice(), own.as_slice());
+    let mut compacted = None;
+    if !in_background {
+        compacted = Box::pin(context::compact(state, &target, &request, &asked, items)).await?;
+        if let Some(compacted) = &mut compacted {
+            asked.chat.messages = std::mem::take(&mut compacted.messages);
+        }
+    } else if let Some(messages) = context::at_least(&request, items)? {
+        // It is made short when it is written.
+        asked.chat.messages = messages;
+    }
     let names = asked.names.clone();
     let prepared = Prepared::of(state, target, &request, asked).await.map_err(|problem| names.tell(problem))?;
     let headers = prepared.headers(&names);
@@ -149,6 +164,11 @@ async fn answer(state: &ApiState, caller: &Caller, share: Share, request: Create
     let mut writing = Writing { running, writer: Writer::new(response, reading), keeping, names, is_streamed };
     if is_streamed {
         writing.writer.begin();
+    }
+    if let Some(compacted) = compacted {
+        writing.writer.compacted(compacted);
+    }
+    if is_streamed {
         return Ok((headers, sse::respond_named(writing.stream())).into_response());
     }
     while writing.go_on().await? {

@@ -68,6 +68,13 @@ impl Usage {
             completion_tokens_details: CompletionTokensDetails::default(),
         }
     }
+
+    /// Returns the sum of both.
+    pub(crate) fn and(self, other: Self) -> Self {
+        let cached = self.prompt_tokens_details.cached_tokens + other.prompt_tokens_details.cached_tokens;
+        let completion_tokens = self.completion_tokens + other.completion_tokens;
+        Self::new(self.prompt_tokens + other.prompt_tokens, cached, completion_tokens)
+    }
 }
 
 /// The field `usage` of a body.

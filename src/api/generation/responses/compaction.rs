@@ -57,6 +57,9 @@ pub(crate) struct CompactResponse {
     #[schema(minimum = 1)]
     #[serde(default, deserialize_with = "values::optional")]
     pub max_output_tokens: Option<usize>,
+    /// Refused: the conversation is made short here in any case.
+    #[schema(ignore)]
+    pub context_management: Option<Value>,
 }
 
 impl RouteBody for CompactResponse {
@@ -104,6 +107,10 @@ async fn shorten(
     share: Share,
     request: CompactResponse,
 ) -> Result<CompactedResponse> {
+    if request.context_management.is_some_and(|given| given.as_array().is_none_or(|entries| !entries.is_empty())) {
+        let message = "'context_management' is not supported here: leave it out, or send it to /v1/responses.";
+        return Err(Problem::invalid_code("context_management", "unsupported_parameter", message));
+    }
     let goes_on = request.previous_response_id.is_some() || request.conversation.is_some();
     let said = CreateResponse {
         input: request.input.or_else(|| goes_on.then(|| Input::Items(Vec::new()))),
@@ -113,17 +120,10 @@ async fn shorten(
     };
     let Conversation { before, own, messages, .. } = gather(state, caller, &share, &said).await?;
     let target = Target::resolve(state, caller, share, &request.model).await?;
-    let longest = target.model().generation.max_answer_tokens.unwrap_or(usize::MAX);
-    let most = SUMMARY_TOKENS.min(target.context() / SUMMARY_PART).clamp(1, longest.max(1));
-    let mut summarizer = Summarizer {
-        state,
-        target,
-        instructions: items::messages(instructions(request.instructions.as_ref())?)?,
-        model: request.model,
-        max_tokens: request.max_output_tokens.unwrap_or(most),
-        used: Usage::new(0, 0, 0),
-        reasoning_tokens: 0,
-    };
+    let advice = "allow more by 'max_output_tokens'";
+    let mut summarizer = Summarizer::new(state, target, request.model, advice);
+    summarizer.instructions = items::messages(instructions(request.instructions.as_ref())?)?;
+    summarizer.max_tokens = request.max_output_tokens.unwrap_or(summarizer.max_tokens);
     let summary = summarizer.summarize(&messages).await?;
     let all = before.into_iter().map(items::kept).chain(own);
     let mut output: Vec<Value> = all.filter(is_said_to_the_model).collect();
@@ -138,20 +138,35 @@ async fn shorten(
 }
 
 /// Asks the model for summaries.
-struct Summarizer<'a> {
+pub(super) struct Summarizer<'a> {
     state: &'a ApiState,
     target: Target,
     instructions: Vec<ChatMessage>,
     model: String,
     max_tokens: usize,
+    /// What may help if the model writes nothing.
+    advice: &'static str,
     /// Tokens so far.
     used: Usage,
     reasoning_tokens: usize,
 }
 
-impl Summarizer<'_> {
+impl<'a> Summarizer<'a> {
+    /// Prepares to ask the model for a summary of the default length.
+    pub(super) fn new(state: &'a ApiState, target: Target, model: String, advice: &'static str) -> Self {
+        let longest = target.model().generation.max_answer_tokens.unwrap_or(usize::MAX);
+        let max_tokens = SUMMARY_TOKENS.min(target.context() / SUMMARY_PART).clamp(1, longest.max(1));
+        let (instructions, used, reasoning_tokens) = (Vec::new(), Usage::new(0, 0, 0), 0);
+        Self { state, target, instructions, model, max_tokens, advice, used, reasoning_tokens }
+    }
+
+    /// Returns the tokens that were used, and how many of them were for reasoning.
+    pub(super) fn used(&self) -> (Usage, usize) {
+        (self.used, self.reasoning_tokens)
+    }
+
     /// Summarizes a conversation, in as few pieces as it takes.
-    async fn summarize(&mut self, messages: &[ChatMessage]) -> Result<String> {
+    pub(super) async fn summarize(&mut self, messages: &[ChatMessage]) -> Result<String> {
         let lines: Vec<String> = messages.iter().map(line).collect();
         let (mut summary, mut start) = (None, 0);
         while start < lines.len() {
@@ -221,15 +236,12 @@ impl Summarizer<'_> {
             Piece::Thought(_) => None,
         });
         let summary = said.collect::<String>().trim().to_owned();
-        let cached = self.used.prompt_tokens_details.cached_tokens + usage.prompt_tokens_details.cached_tokens;
-        let prompt_tokens = self.used.prompt_tokens + usage.prompt_tokens;
-        self.used = Usage::new(prompt_tokens, cached, self.used.completion_tokens + usage.completion_tokens);
+        self.used = self.used.and(usage);
         if summary.is_empty() {
             // An item that stands for nothing would lose the conversation without a word.
             let message = format!(
-                "The model wrote no summary of the conversation in up to {} tokens: allow more by 'max_output_tokens', or \
-                 use another model.",
-                self.max_tokens
+                "The model wrote no summary of the conversation in up to {} tokens: {}, or use another model.",
+                self.max_tokens, self.advice
             );
             return Err(Problem::invalid_code("model", "invalid_value", message));
         }

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
-use super::items::{self, Item};
+use super::items::{self, Item, pruned};
 use super::request::{CreateResponse, Input};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
@@ -30,7 +30,7 @@ pub(super) const ANSWERED: [&str; 2] = ["completed", "incomplete"];
 
 /// What a request says.
 pub(super) struct Conversation {
-    /// The items of what it goes on from.
+    /// The items of what it goes on from, but for those that a compaction stands for.
     pub before: Vec<Value>,
     /// The items of the request itself, as they are kept.
     pub own: Vec<Value>,
@@ -73,6 +73,7 @@ pub(super) async fn gather(
     if place.is_some() {
         check_new(&own, &before, "input")?;
     }
+    let before = pruned(before);
     let mut all = instructions;
     all.extend(read_all(&before, "input")?);
     all.extend(read_all(&own, "input")?);
@@ -159,17 +160,19 @@ pub(crate) async fn messages_of(
     };
     // The last one is the response itself, whose output is the answer.
     let own = turns.pop();
+    let mut before = Vec::new();
     for turn in turns {
-        all.extend(read_all(&items_of(&turn.input)?, "input")?);
-        all.extend(read_all(&items_of(&turn.output)?, "input")?);
+        before.extend(items_of(&turn.input)?);
+        before.extend(items_of(&turn.output)?);
     }
+    all.extend(read_all(&pruned(before), "input")?);
     if let Some(own) = own {
         all.extend(read_all(&items_of(&own.input)?, "input")?);
     }
     items::messages(all)
 }
 
-fn read_all(items: &[Value], place: &str) -> Result<Vec<Item>> {
+pub(super) fn read_all(items: &[Value], place: &str) -> Result<Vec<Item>> {
     items.iter().enumerate().map(|(index, item)| items::read(item, &format!("{place}[{index}]"))).collect()
 }
 

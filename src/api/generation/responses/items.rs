@@ -114,6 +114,14 @@ pub(super) fn is_said_to_the_model(item: &Value) -> bool {
     item["type"] == "message" && ["user", "system", "developer"].iter().any(|role| item["role"] == *role)
 }
 
+/// Returns the items that are left of a conversation that the server keeps: of what stands before its last compaction
+/// only what the user, the system and the developer said.
+pub(super) fn pruned(items: Vec<Value>) -> Vec<Value> {
+    let last = items.iter().rposition(|item| item["type"] == "compaction").unwrap_or(0);
+    let is_left = |(index, item): &(usize, Value)| *index >= last || is_said_to_the_model(item);
+    items.into_iter().enumerate().filter(is_left).map(|(_, item)| item).collect()
+}
+
 /// Reads a text, or the texts of parts, which are joined.
 fn content(content: Option<&Value>, place: &str) -> Result<String> {
     let parts = match content {

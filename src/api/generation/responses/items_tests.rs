@@ -174,3 +174,23 @@ fn a_summary_is_a_turn_of_its_own_behind_one_of_the_user() {
         assert_eq!(problem.error.param.as_deref(), Some("input[0].encrypted_content"));
     }
 }
+
+#[test]
+fn a_compaction_stands_for_all_before_it_but_for_what_the_model_was_told() {
+    let items = vec![
+        json!({"type": "message", "role": "user"}),
+        json!({"type": "message", "role": "assistant"}),
+        json!({"type": "compaction"}),
+        json!({"type": "function_call"}),
+        json!({"type": "function_call_output"}),
+        json!({"type": "compaction"}),
+        json!({"type": "message", "role": "assistant"}),
+    ];
+    let left = pruned(items);
+    let kinds: Vec<&str> = left.iter().map(|item| item["type"].as_str().expect("a type")).collect();
+    assert_eq!(kinds, ["message", "compaction", "message"]);
+    assert_eq!(
+        pruned(vec![json!({"type": "message", "role": "assistant"}), json!({"type": "function_call"})]).len(),
+        2
+    );
+}

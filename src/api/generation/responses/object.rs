@@ -139,6 +139,13 @@ pub(crate) enum OutputItem {
         /// As of a message.
         status: &'static str,
     },
+    /// What stands for the conversation so far, which was made short.
+    Compaction {
+        /// `cmp_…`
+        id: String,
+        /// The summary, as `/v1/responses/compact` writes it.
+        encrypted_content: String,
+    },
     /// What the model thinks before it answers.
     Reasoning {
         /// `rs_…`
@@ -287,6 +294,7 @@ impl OutputItem {
             Self::Message { id, .. }
             | Self::FunctionCall { id, .. }
             | Self::CustomToolCall { id, .. }
+            | Self::Compaction { id, .. }
             | Self::Reasoning { id, .. } => id,
         }
     }

@@ -95,6 +95,10 @@ pub(crate) struct CreateResponse {
     pub reasoning: Option<ReasoningSettings>,
     /// `disabled`: a conversation that does not fit the context is refused. `auto`: it loses its oldest messages.
     pub truncation: Option<String>,
+    /// `[{"type": "compaction", "compact_threshold": 8000}]`: a conversation whose prompt has more tokens is made short
+    /// before it is answered, and the output begins with what stands for it.
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub context_management: Option<Value>,
     /// Notes of the client: at most 16.
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Map<String, Value>>,
@@ -174,7 +178,8 @@ pub(crate) struct ResponseTool {
     pub parameters: Option<Value>,
     /// Refuse keywords of the schema that cannot be enforced, rather than drop them.
     pub strict: Option<bool>,
-    /// Of a custom tool: only `{"type": "text"}`.
+    /// Of a custom tool: `{"type": "text"}`, or `{"type": "grammar", "syntax": "regex", "definition": "…"}`, or the same
+    /// with the syntax `lark`.
     #[schema(value_type = Option<Object>)]
     pub format: Option<Value>,
     /// The function, where it is written as in a chat.

@@ -4,6 +4,7 @@
 use std::mem::take;
 
 use super::asked::complete;
+use super::context::Compacted;
 use super::events::{EventBody, ResponseStreamEvent};
 use super::object::{IncompleteDetails, OutputItem, OutputPart, ResponseError, ResponseObject, ResponseUsage};
 use super::thinking::{Piece, Thinks, ThoughtSplitter};
@@ -41,6 +42,8 @@ pub(super) struct Writer {
     /// Tokens whose text has not come yet.
     tokens: Vec<TokenLogprobs>,
     reasoning_tokens: usize,
+    /// Tokens that making the conversation short took, and how many of them were for reasoning.
+    spent: (Usage, usize),
     sequence: u64,
     events: Vec<ResponseStreamEvent>,
 }
@@ -64,6 +67,7 @@ impl Writer {
             open: None,
             tokens: Vec::new(),
             reasoning_tokens: 0,
+            spent: (Usage::new(0, 0, 0), 0),
             sequence: 0,
             events: Vec::new(),
         }
@@ -78,6 +82,21 @@ impl Writer {
     pub(super) fn begin(&mut self) {
         self.tell_response("response.created");
         self.tell_response("response.in_progress");
+    }
+
+    /// Takes what stands for the conversation, which was made short.
+    pub(super) fn compacted(&mut self, compacted: Compacted) {
+        self.spent = (compacted.used, compacted.reasoning_tokens);
+        let output_index = self.output_index();
+        self.begin_item(compacted.item.clone());
+        self.tell("response.output_item.done", EventBody::Item { output_index, item: compacted.item.clone() });
+        self.response.output.push(compacted.item);
+    }
+
+    /// Returns the tokens of the response, of whose answer `usage` are.
+    fn usage(&self, usage: Usage) -> ResponseUsage {
+        let (spent, thought) = self.spent;
+        ResponseUsage::new(usage.and(spent), self.reasoning_tokens.min(usage.completion_tokens) + thought)
     }
 
     /// Takes more text, which `token` brought, `None` if no log probabilities are wanted. `drawn` tokens were drawn so
@@ -103,7 +122,8 @@ impl Writer {
             let parts = parser.finish(format);
             self.parts(parts);
         }
-        let has_said = |item: &OutputItem| !matches!(item, OutputItem::Reasoning { .. });
+        let has_said =
+            |item: &OutputItem| !matches!(item, OutputItem::Reasoning { .. } | OutputItem::Compaction { .. });
         let is_silent =
             !self.response.output.iter().any(has_said) && matches!(self.open, None | Some(OpenItem::Reasoning { .. }));
         if is_silent && reason == FinishReason::Stop {
@@ -111,7 +131,7 @@ impl Writer {
         }
         let is_cut = reason == FinishReason::Length || self.has_broken_call();
         self.close(if is_cut { INCOMPLETE } else { COMPLETED });
-        self.response.usage = Some(ResponseUsage::new(usage, self.reasoning_tokens));
+        self.response.usage = Some(self.usage(usage));
         if reason == FinishReason::Length {
             self.response.status = INCOMPLETE;
             self.response.incomplete_details = Some(IncompleteDetails { reason: "max_output_tokens" });
@@ -144,7 +164,7 @@ impl Writer {
         self.response.status = "failed";
         self.response.completed_at = None;
         self.response.incomplete_details = None;
-        self.response.usage = Some(ResponseUsage::new(usage, self.reasoning_tokens.min(usage.completion_tokens)));
+        self.response.usage = Some(self.usage(usage));
         self.response.error = Some(ResponseError::of(&problem));
         self.tell("error", EventBody::Error { error: problem.error });
         self.tell_response("response.failed");
@@ -154,7 +174,7 @@ impl Writer {
     pub(super) fn cancel(&mut self, usage: Usage) {
         self.close(INCOMPLETE);
         self.response.status = "cancelled";
-        self.response.usage = Some(ResponseUsage::new(usage, self.reasoning_tokens.min(usage.completion_tokens)));
+        self.response.usage = Some(self.usage(usage));
     }
 
     fn pieces(&mut self, pieces: Vec<Piece>) {
