@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::adapters::registry::AdapterRegistry;
 use crate::api;
-use crate::api::{ApiState, Grammars, Resources};
+use crate::api::{ApiState, Grammars, PythonGraders, Resources};
 use crate::config::Config;
 use crate::descriptors;
 use crate::engine::Backend;
@@ -35,6 +35,7 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::entry::ModelEntry;
 use crate::model::{BaseModel, device};
 use crate::off_thread::off_thread;
+use crate::sandbox::Sandbox;
 use crate::store::Store;
 use crate::store::completion_recorder::CompletionRecorder;
 use crate::store::key_directory::KeyDirectory;
@@ -76,6 +77,10 @@ impl App {
             second_engine::check(entry, &checkpoint, &config)?;
         }
         system::give_back_freed_memory();
+        std::fs::create_dir_all(&config.data_dir)
+            .map_err(Error::io(format!("make the data folder {}", config.data_dir.display())))?;
+        check_writable(&config.data_dir)?;
+        let sandbox = Sandbox::open(&config).await?;
         let (store, postgres) = open_store(&config).await?;
         config.check_closed(store.has_keys().await?)?;
         check_aliases(&config, &store).await?;
@@ -120,6 +125,7 @@ impl App {
         let shutdown = CancellationToken::new();
         let grammars = Grammars::new(&config.limits);
         let teachers = Teachers::of(&config)?;
+        let python_graders = PythonGraders::new(sandbox, config.graders.at_once);
         let resources = Resources::new(&config.limits);
         let state = ApiState {
             config: Arc::new(config),
@@ -137,6 +143,7 @@ impl App {
             usage,
             completions,
             teachers,
+            python_graders,
             shutdown,
         };
         Ok(Self { state, worker, _postgres: postgres })

@@ -31,10 +31,10 @@ use self::models::ModelsOptions;
 use self::move_in::MoveInCommand;
 use self::pull::PullOptions;
 use crate::app::{App, open_store};
-use crate::config::{Config, Secret};
+use crate::config::{Config, Graders, Secret};
 use crate::model::device::DeviceChoice;
 use crate::model::entry::ModelEntry;
-use crate::{Error, Result, api, descriptors};
+use crate::{Error, Result, api, descriptors, sandbox};
 use clap::{Args, Parser, Subcommand};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -90,6 +90,12 @@ enum Command {
     },
     /// Compare the cost of your own machine with per-token prices and print the break-even requests per day.
     Costs(CostsOptions),
+    /// Become the interpreter of graders, in a sandbox; servers start it.
+    #[command(hide = true)]
+    GraderSandbox {
+        /// What the sandbox leaves, as JSON.
+        plan: String,
+    },
     /// Print the OpenAPI document.
     Openapi {
         /// Compare the document with this file instead, and fail if they differ.
@@ -153,6 +159,8 @@ impl WorkerOptions {
         config.worker = true;
         // A worker serves nobody, so the check must not ask for an API key.
         config.listen = Config::default().listen;
+        // Servers alone run graders.
+        config.graders = Graders::default();
         Ok(config.check()?)
     }
 }
@@ -225,6 +233,7 @@ fn start(cli: Cli) -> Result<ExitCode> {
     // The log of the database's start would hide the few lines that a short command prints.
     let quiet = if cli.log == DEFAULT_LOG { "warn" } else { &cli.log };
     match cli.command {
+        Command::GraderSandbox { plan } => sandbox::child::enter(&plan).map(|never| match never {}).map_err(Error::Setup),
         Command::Openapi { check } => openapi(check),
         Command::Jobs { command } => return block_on(quiet, false, command.run()),
         Command::Costs(options) => options.run(),

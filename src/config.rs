@@ -3,8 +3,9 @@
 //! Called by `main`; everything else receives the values it needs. Nothing else in the crate reads the environment,
 //! but for the variables of Hugging Face's programs, which `attune-hub` reads.
 //! [`limits`] has the limits on requests, `retention` how long things are kept, `secrets` what no message may show,
-//! `webhooks` who is told of what happens, `teachers` models of other servers.
+//! `webhooks` who is told of what happens, `teachers` models of other servers, `graders` who runs the code of graders.
 
+mod graders;
 pub mod limits;
 mod retention;
 mod secrets;
@@ -24,6 +25,7 @@ use figment::providers::{Env, Format as _, Serialized, Toml};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
+pub use self::graders::Graders;
 pub use self::limits::Limits;
 pub use self::retention::Retention;
 pub use self::secrets::Secret;
@@ -105,6 +107,8 @@ pub struct Config {
     pub webhooks: Vec<Webhook>,
     /// Models of other servers that jobs and graders may ask, by their names.
     pub teachers: BTreeMap<String, Teacher>,
+    /// Who runs the code of graders of the type `python`.
+    pub graders: Graders,
     /// The currency of `prices`, `training` and `teachers`.
     pub currency: String,
     /// Log lines as JSON instead of text.
@@ -222,6 +226,7 @@ impl Default for Config {
             retention: Retention::default(),
             webhooks: Vec::new(),
             teachers: BTreeMap::new(),
+            graders: Graders::default(),
             currency: "USD".into(),
             log_json: false,
         }
@@ -295,6 +300,7 @@ impl Config {
         self.retention.check()?;
         webhooks::check(&self.webhooks)?;
         teachers::check(&self.teachers)?;
+        self.graders.check()?;
         Ok(self)
     }
 

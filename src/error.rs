@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::off_thread::Lost;
-use crate::{adapters, config, engine, hub, jobs, model, store};
+use crate::{adapters, config, engine, hub, jobs, model, sandbox, store};
 
 /// The result of everything in `app` and `cli` that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -15,6 +15,10 @@ pub enum Error {
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] config::Error),
+
+    /// Graders of the type `python` cannot be run in a sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
 
     /// The store failed.
     #[error(transparent)]

@@ -11,17 +11,18 @@
 //! 5. [`jobs`]: the queue of fine-tunes in Postgres, its events, and the worker that runs a job.
 //! 6. [`adapters`]: PEFT files in and out, and the registry from names to immutable generations.
 //! 7. [`teachers`]: models of other servers, asked over HTTP; money in whole millionths.
-//! 8. [`costs`]: a machine of one's own beside prices per token.
-//! 9. [`config`]: the one typed configuration, checked once.
-//! 10. [`store`]: all other SQL, the private Postgres, and the blobs on disk.
-//! 11. [`graders`]: scores of answers: comparisons of texts, templates, formulas; no models and no HTTP.
-//! 12. `off_thread`, `descriptors`: work that takes its time, away from the threads that serve requests; how many files
+//! 8. [`sandbox`]: the code of graders, run by an interpreter that can do next to nothing.
+//! 9. [`costs`]: a machine of one's own beside prices per token.
+//! 10. [`config`]: the one typed configuration, checked once.
+//! 11. [`store`]: all other SQL, the private Postgres, and the blobs on disk.
+//! 12. [`graders`]: scores of answers: comparisons of texts, templates, formulas; no models and no HTTP.
+//! 13. `off_thread`, `descriptors`: work that takes its time, away from the threads that serve requests; how many files
 //!     and connections the process may have.
-//! 13. [`engine`]: token ids to tokens and vectors; rows of many requests and adapters in one step.
-//! 14. [`train`], [`datasets`]: fits an adapter to a dataset; reads training files and renders them to tokens.
-//! 15. [`model`]: weights, tokenizer, chat template, LoRA, and the decoder over the kernels for CPU and GPU.
-//! 16. [`hub`]: models by name, in the cache or downloaded.
-//! 17. [`system`], [`format`]: the machine and the process's memory; figures for people.
+//! 14. [`engine`]: token ids to tokens and vectors; rows of many requests and adapters in one step.
+//! 15. [`train`], [`datasets`]: fits an adapter to a dataset; reads training files and renders them to tokens.
+//! 16. [`model`]: weights, tokenizer, chat template, LoRA, and the decoder over the kernels for CPU and GPU.
+//! 17. [`hub`]: models by name, in the cache or downloaded.
+//! 18. [`system`], [`format`]: the machine and the process's memory; figures for people.
 //!
 //! Nothing but `api` knows the HTTP that is served, and SQL stands in `store` and `jobs` alone. One request and one job
 //! are followed from end to end in `docs/architecture.md`.
@@ -39,6 +40,7 @@ pub mod error;
 pub mod graders;
 pub mod jobs;
 mod off_thread;
+pub mod sandbox;
 pub mod store;
 pub mod teachers;
 

@@ -71,6 +71,7 @@ pub use self::fine_tuning::fine_tuning_jobs::estimate::show as show_estimate;
 pub use self::fine_tuning::fine_tuning_jobs::read_spec;
 pub use self::fine_tuning::job_faults::describe_fault;
 pub use self::generation::grammars::Grammars;
+pub use self::graders::python::PythonGraders;
 pub(crate) use self::http::serving::serve;
 pub use self::http::share::Resources;
 pub use self::operations::health::record_metrics;
@@ -233,6 +234,8 @@ pub struct ApiState {
     pub completions: CompletionRecorder,
     /// Models of other servers.
     pub teachers: Teachers,
+    /// Runs the code of graders.
+    pub python_graders: PythonGraders,
     /// The grammars of requests.
     pub grammars: Grammars,
     /// The memory and the threads that requests share.

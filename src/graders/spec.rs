@@ -17,6 +17,9 @@ pub use self::model::{Message, ModelGrader, Sampling};
 
 /// Most graders that one may combine.
 const MAX_PARTS: usize = 32;
+/// Longest source of a grader of the type `python`, in bytes.
+const MAX_SOURCE: usize = 256 << 10;
+const MAX_TAG: usize = 64;
 
 /// What is wrong with a grader.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,7 +36,7 @@ pub struct Fault {
 pub struct Grader {
     /// As its owner calls it.
     pub name: String,
-    /// The least score with which an item passes. 1 for graders that say yes or no.
+    /// The least score with which an item passes. 1 for graders that say yes or no, and for code without it.
     pub pass_threshold: Option<f64>,
     /// What it does.
     pub kind: Kind,
@@ -60,6 +63,8 @@ pub enum Kind {
     },
     /// Asks a model for one of some labels.
     LabelModel { model: ModelGrader, labels: Vec<String>, passing: Vec<String> },
+    /// Runs code, which has a function `grade(sample, item)`.
+    Python { source: String },
     /// Combines others.
     Multi { graders: Vec<(String, Grader)>, formula: Expression },
 }
@@ -111,6 +116,7 @@ impl Grader {
             Kind::TextSimilarity { .. } => "text_similarity",
             Kind::ScoreModel { .. } => "score_model",
             Kind::LabelModel { .. } => "label_model",
+            Kind::Python { .. } => "python",
             Kind::Multi { .. } => "multi",
         }
     }
@@ -132,6 +138,20 @@ impl Grader {
                     grader.models().into_iter().map(move |(param, model)| (format!("graders.{name}.{param}"), model))
                 });
                 models.collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Returns the code that it runs, each with the field that has it.
+    pub fn sources(&self) -> Vec<(String, &str)> {
+        match &self.kind {
+            Kind::Python { source } => vec![("source".into(), source)],
+            Kind::Multi { graders, .. } => {
+                let sources = graders.iter().flat_map(|(name, grader)| {
+                    grader.sources().into_iter().map(move |(param, source)| (format!("graders.{name}.{param}"), source))
+                });
+                sources.collect()
             }
             _ => Vec::new(),
         }
@@ -168,14 +188,11 @@ fn read(fields: &Fields<'_>, purpose: Purpose, is_part: bool) -> Result<Grader, 
         "label_model" => &["model", "input", "labels", "passing_labels", "sampling_params"],
         "multi" if is_part => return Err(fields.refusal("type", "A 'multi' grader cannot be a part of another one.")),
         "multi" => &["graders", "calculate_output"],
-        "python" => {
-            let message = "Graders of type 'python' are not supported: this server runs no code of its callers. Use \
-                           string_check, text_similarity, score_model, label_model or multi.";
-            return Err(fields.refusal("type", message));
-        }
+        "python" => &["source", "image_tag"],
         other => {
             let message = format!(
-                "'{other}' is not a type of graders: use string_check, text_similarity, score_model, label_model or multi."
+                "'{other}' is not a type of graders: use string_check, text_similarity, score_model, label_model, python or \
+                 multi."
             );
             return Err(fields.refusal("type", &message));
         }
@@ -187,6 +204,7 @@ fn read(fields: &Fields<'_>, purpose: Purpose, is_part: bool) -> Result<Grader, 
         "text_similarity" => text_similarity(fields)?,
         "score_model" => score_model(fields)?,
         "label_model" => label_model(fields)?,
+        "python" => python(fields)?,
         _ => multi(fields)?,
     };
     let pass_threshold = fields.number("pass_threshold")?;
@@ -196,7 +214,8 @@ fn read(fields: &Fields<'_>, purpose: Purpose, is_part: bool) -> Result<Grader, 
             fields.refusal("pass_threshold", &format!("A {kind} grader passes or not: it has no 'pass_threshold'."))
         );
     }
-    if purpose == Purpose::Criterion && !is_part && !says_yes_or_no && pass_threshold.is_none() {
+    let needs_threshold = !says_yes_or_no && !matches!(read_kind, Kind::Python { .. });
+    if purpose == Purpose::Criterion && !is_part && needs_threshold && pass_threshold.is_none() {
         let message = format!("A {kind} grader needs a 'pass_threshold': the least score with which an item passes.");
         return Err(fields.refusal("pass_threshold", &message));
     }
@@ -263,6 +282,42 @@ fn label_model(fields: &Fields<'_>) -> Result<Kind, Fault> {
         return Err(fields.refusal("passing_labels", &message));
     }
     Ok(Kind::LabelModel { model: ModelGrader::read(fields)?, labels, passing })
+}
+
+fn python(fields: &Fields<'_>) -> Result<Kind, Fault> {
+    let source = fields.text("source")?;
+    if source.len() > MAX_SOURCE {
+        return Err(fields.refusal("source", &format!("A source has {MAX_SOURCE} bytes at the most.")));
+    }
+    if source.contains('\0') {
+        return Err(fields.refusal("source", "A source has no characters of the code 0."));
+    }
+    // Names a set of libraries over there. It is given back as it came; here the operator's interpreter has its own.
+    if fields.optional_text("image_tag")?.is_some_and(|tag| tag.contains('\0') || tag.len() > MAX_TAG) {
+        return Err(fields.refusal("image_tag", &format!("'image_tag' has {MAX_TAG} bytes at the most.")));
+    }
+    Ok(Kind::Python { source: source.to_owned() })
+}
+
+/// Returns the field of the first grader of the type `python` in what may be a grader; `None` without one.
+pub fn python_field(value: &Value) -> Option<String> {
+    let is_python = |grader: &Value| grader.get("type").is_some_and(|kind| kind == "python");
+    if is_python(value) {
+        return Some("type".into());
+    }
+    let name = match value.get("graders")? {
+        Value::Array(parts) => {
+            let part = parts.iter().find(|part| is_python(part))?;
+            part.get("name").and_then(Value::as_str).unwrap_or_default().to_owned()
+        }
+        Value::Object(parts) if parts.get("type").is_some_and(Value::is_string) => {
+            let part = value.get("graders").filter(|part| is_python(part))?;
+            part.get("name").and_then(Value::as_str).unwrap_or_default().to_owned()
+        }
+        Value::Object(parts) => parts.iter().find(|(_, part)| is_python(part))?.0.clone(),
+        _ => return None,
+    };
+    Some(format!("graders.{name}.type"))
 }
 
 /// Reads a grader of graders, which come as a map from names, as a list, or as one.

@@ -15,7 +15,7 @@ use crate::api::ApiState;
 use crate::api::access::auth::{Caller, Gate};
 use crate::api::access::inside::Inside;
 use crate::api::graders::ask::Asker;
-use crate::api::graders::check::embedding_model;
+use crate::api::graders::check::still_allowed;
 use crate::api::graders::judge::Judge;
 use crate::format::count;
 use crate::graders::spec::{Grader, Purpose};
@@ -202,6 +202,11 @@ impl Collector<'_> {
                 }
             }
         }
+        if let Err(message) = still_allowed(state, &graders) {
+            // The operator may allow it again.
+            let param = Some("method.distillation.graders");
+            return Err(Halt::Broken(fault("invalid_grader", message, param)));
+        }
         let source = match sources::of_job(state, job).await {
             Ok(source) => source,
             Err(Unread::Request(message)) => {
@@ -217,7 +222,7 @@ impl Collector<'_> {
                            create it again with one.";
             return Ok(Err(fault("missing_budget", message.into(), Some("method.distillation.max_teacher_cost"))));
         }
-        let judge = Judge::new(asker, embedding_model(state).map(str::to_owned));
+        let judge = Judge::new(state, asker);
         let known = state.queue.teacher_answers(job).await?;
         let parts = (graders, judge);
         Ok(Ok(Collection::new(state.clone(), job.clone(), plan, who, parts, prices, source, known, stop)))

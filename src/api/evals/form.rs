@@ -111,7 +111,7 @@ pub(super) async fn criteria(state: &ApiState, caller: &Caller, given: Vec<Value
     let mut criteria = Vec::new();
     for (index, value) in given.iter().enumerate() {
         let param = format!("testing_criteria[{index}]");
-        let grader = check::grader(state, caller, value, &param, Purpose::Criterion).await?;
+        let grader = check::whole(state, caller, value, &param, Purpose::Criterion).await?;
         let mut criterion = normalized(value);
         criterion["id"] = format!("{}-{}", grader.name, Uuid::new_v4()).into();
         criteria.push(criterion);

@@ -17,7 +17,7 @@ use crate::api::ApiState;
 use crate::api::access::auth::Gate;
 use crate::api::access::inside::Inside;
 use crate::api::graders::ask::{Asker, Tokens};
-use crate::api::graders::check::embedding_model;
+use crate::api::graders::check::still_allowed;
 use crate::api::graders::judge::Judge;
 use crate::api::graders::outcome::{Failure, Judged};
 use crate::api::http::error::Problem;
@@ -159,6 +159,8 @@ async fn process(state: &ApiState, inside: &Inside, gate: &Gate, run: &EvalRun) 
         .ok_or_else(|| failed("invalid_api_key", "The API key that created the run does not count any more.".into()))?;
     let eval = state.store.eval(&run.organization, &run.eval).await?;
     let criteria = stored_criteria(&eval.criteria).map_err(|message| failed("invalid_grader", message))?;
+    let graders = criteria.iter().map(|criterion| &criterion.grader);
+    still_allowed(state, graders).map_err(|message| failed("invalid_grader", message))?;
     let source = DataSource::parse(&run.data_source, &run.models);
     let DataSource { items, question, models } =
         source.map_err(|fault| failed("invalid_data_source", fault.message))?;
@@ -175,7 +177,7 @@ async fn process(state: &ApiState, inside: &Inside, gate: &Gate, run: &EvalRun) 
         }
     };
     let asker = Asker::patient(inside.clone(), state.teachers.clone(), caller);
-    let judge = Judge::new(asker.clone(), embedding_model(state).map(str::to_owned));
+    let judge = Judge::new(state, asker.clone());
     let organization = &run.organization;
     let work = Work { state, organization, criteria, question, models, schema, asker, judge };
     let done: HashSet<i32> = state.store.done_items(run).await?.into_iter().collect();

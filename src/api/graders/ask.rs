@@ -1,6 +1,7 @@
 //! Requests to models on behalf of a caller: to those of this server by the API's own routes, for answers of chat and
 //! embeddings, and to the operator's teachers for answers of chat.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::to_bytes;
@@ -97,6 +98,11 @@ impl Asker {
     /// Asks again where the server has no room: nobody waits for the answer.
     pub(crate) fn patient(inside: Inside, teachers: Teachers, caller: Caller) -> Self {
         Self { inside, teachers, caller, patient: true }
+    }
+
+    /// Returns the organisation of the caller.
+    pub(crate) fn organization(&self) -> &Arc<str> {
+        &self.caller.organization
     }
 
     /// Sends a request for chat; an error is the API's own message.

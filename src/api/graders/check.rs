@@ -4,12 +4,17 @@ use serde_json::Value;
 
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
+use crate::api::graders::outcome::Failure;
 use crate::api::http::error::{Problem, Result};
 use crate::api::models::model_resource;
-use crate::graders::spec::{Fault, Grader, Purpose};
+use crate::graders::spec::{Fault, Grader, Purpose, python_field};
 use crate::teachers;
 
-/// Reads the grader in the field `param` and checks that the caller may use its models.
+const NO_CODE: &str = "Graders of type 'python' are not supported: this server runs no code of its callers. Its operator can \
+                       allow them by the setting `python` of `[graders]`, the interpreter that runs such code in a sandbox. \
+                       Use string_check, text_similarity, score_model, label_model or multi.";
+
+/// Reads the grader in the field `param` and checks that the caller may use its models, and the server its code.
 pub(crate) async fn grader(
     state: &ApiState,
     caller: &Caller,
@@ -17,6 +22,9 @@ pub(crate) async fn grader(
     param: &str,
     purpose: Purpose,
 ) -> Result<Grader> {
+    if let Some(field) = python_field(value).filter(|_| !state.python_graders.are_allowed()) {
+        return Err(Problem::invalid_code(format!("{param}.{field}"), "invalid_grader", NO_CODE));
+    }
     let grader = Grader::parse(value, purpose).map_err(|fault| refusal(param, &fault))?;
     for (field, model) in grader.models() {
         if teachers::named(model).is_some() && grader.embeds_with(&field) {
@@ -30,6 +38,34 @@ pub(crate) async fn grader(
         check_named(value, param)?;
     }
     Ok(grader)
+}
+
+/// Reads the grader in the field `param` as [`grader`] does, and loads its code, if it has any, to see whether it can be.
+pub(crate) async fn whole(
+    state: &ApiState,
+    caller: &Caller,
+    value: &Value,
+    param: &str,
+    purpose: Purpose,
+) -> Result<Grader> {
+    let grader = grader(state, caller, value, param, purpose).await?;
+    for (field, source) in grader.sources() {
+        let checked = state.python_graders.session(&caller.organization).check(source).await;
+        checked.map_err(|failure| match failure {
+            Failure::CodeUnavailable(_, message) => Problem::unavailable(message),
+            failure => {
+                let message = format!("The source cannot be loaded. {}", failure.message());
+                Problem::invalid_code(format!("{param}.{field}"), "invalid_grader", message)
+            }
+        })?;
+    }
+    Ok(grader)
+}
+
+/// Refuses graders that were taken while the operator allowed their code.
+pub(crate) fn still_allowed<'a>(state: &ApiState, graders: impl IntoIterator<Item = &'a Grader>) -> Result<(), String> {
+    let has_code = graders.into_iter().any(|grader| !grader.sources().is_empty());
+    if has_code && !state.python_graders.are_allowed() { Err(NO_CODE.to_owned()) } else { Ok(()) }
 }
 
 /// Makes the error for a grader, or another part of an eval, in the field `param`.

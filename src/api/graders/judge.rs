@@ -1,13 +1,16 @@
 //! Runs graders on answers. Comparisons of texts are computed here, away from the threads that serve requests; models are
-//! asked by [`Asker`].
+//! asked by [`Asker`], and code is run by [`Session`].
 
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 
+use crate::api::ApiState;
 use crate::api::graders::ask::Asker;
+use crate::api::graders::check::embedding_model;
 use crate::api::graders::outcome::{Call, Failure, Judged};
+use crate::api::graders::python::Session;
 use crate::graders::expression::Expression;
 use crate::graders::metrics::Metric;
 use crate::graders::spec::{Grader, Kind, Message, ModelGrader};
@@ -26,11 +29,15 @@ pub(crate) struct Judge {
     asker: Asker,
     /// The model for embeddings where a grader names none.
     embeddings: Option<String>,
+    /// Runs graders of the type `python`.
+    code: Session,
 }
 
 impl Judge {
-    pub(crate) fn new(asker: Asker, embeddings: Option<String>) -> Self {
-        Self { asker, embeddings }
+    /// Makes one for the answers of one request, run or job, which asks models by `asker`.
+    pub(crate) fn new(state: &ApiState, asker: Asker) -> Self {
+        let code = state.python_graders.session(asker.organization());
+        Self { asker, embeddings: embedding_model(state).map(str::to_owned), code }
     }
 
     /// Returns the score of `sample`, an answer to `item`. A grader that fails has the score 0 and says why.
@@ -92,6 +99,7 @@ impl Judge {
                     Ok(f64::from(u8::from(passing.iter().any(|passing| passing == label))))
                 })
             }
+            Kind::Python { source } => self.code.grade(source, item, sample).await,
             Kind::Multi { .. } => Err(Failure::Other("A 'multi' grader cannot be a part of another one.".into())),
         };
         match score {

@@ -1,11 +1,12 @@
 //! Graders, run: `/fine_tuning/alpha/graders/run` and `…/validate`. [`judge`] runs a grader on an answer, and asks
-//! models by [`ask`]; [`check`] refuses a grader that could not be run; [`outcome`] is what comes of it. `evals` judges
+//! models by [`ask`] and runs code by [`python`]; [`check`] refuses a grader that could not be run; [`outcome`] is what comes of it. `evals` judges
 //! the items of its runs by the same [`judge`].
 
 pub(super) mod ask;
 pub(super) mod check;
 pub(super) mod judge;
 pub(super) mod outcome;
+pub(super) mod python;
 
 use std::time::Instant;
 
@@ -30,7 +31,7 @@ use crate::graders::template::Sample;
 /// An answer to be graded.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct RunGrader {
-    /// The grader: `string_check`, `text_similarity`, `score_model`, `label_model` or `multi`.
+    /// The grader: `string_check`, `text_similarity`, `score_model`, `label_model`, `python` or `multi`.
     #[schema(value_type = Object)]
     pub grader: Value,
     /// The answer of a model; `{{sample.output_text}}` in the grader.
@@ -118,10 +119,7 @@ pub(crate) async fn run(
     }
     let grader = check::grader(&state, &caller, &request.grader, "grader", Purpose::Reward).await?;
     let sample = Sample { text: Some(request.model_sample), ..Sample::default() };
-    let judge = Judge::new(
-        Asker::new(inside, state.teachers.clone(), caller),
-        check::embedding_model(&state).map(str::to_owned),
-    );
+    let judge = Judge::new(&state, Asker::new(inside, state.teachers.clone(), caller));
     let begun = Instant::now();
     let judged = judge.judge(&grader, &item, &sample).await;
     let usage = judged.tokens_by_model();
@@ -153,6 +151,6 @@ pub(crate) async fn validate(
     caller: Caller,
     Body(request): Body<ValidateGrader>,
 ) -> Result<Json<ValidatedGrader>, Problem> {
-    check::grader(&state, &caller, &request.grader, "grader", Purpose::Reward).await?;
+    check::whole(&state, &caller, &request.grader, "grader", Purpose::Reward).await?;
     Ok(Json(ValidatedGrader { grader: normalized(&request.grader) }))
 }

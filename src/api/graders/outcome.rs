@@ -18,6 +18,10 @@ pub(crate) enum Failure {
     ModelUnavailable(String),
     /// The model's answer is not of the form that it was asked for.
     ModelAnswer(String),
+    /// The grader's code has no score: it raised an exception, returned no number, or took too much.
+    Code(String),
+    /// The grader's code could not be run: a word for programs and a message.
+    CodeUnavailable(&'static str, String),
     /// Anything else.
     Other(String),
 }
@@ -52,6 +56,8 @@ impl Failure {
             | Self::NotJson(message)
             | Self::ModelUnavailable(message)
             | Self::ModelAnswer(message)
+            | Self::Code(message)
+            | Self::CodeUnavailable(_, message)
             | Self::Other(message) => message,
         }
     }
@@ -101,13 +107,13 @@ pub(crate) struct GraderErrors {
     pub invalid_variable_error: bool,
     /// Something else.
     pub other_error: bool,
-    /// Always false.
+    /// The grader's code could not be run.
     pub python_grader_server_error: bool,
-    /// Always null.
+    /// Why: `not_allowed`, `busy` or `sandbox_error`.
     pub python_grader_server_error_type: Option<String>,
-    /// Always false.
+    /// The grader's code has no score: it raised an exception, returned no number, or took too much.
     pub python_grader_runtime_error: bool,
-    /// Always null.
+    /// What the code said, with the lines where it was.
     pub python_grader_runtime_error_details: Option<String>,
     /// The model that grades could not be asked.
     pub model_grader_server_error: bool,
@@ -134,6 +140,14 @@ impl GraderErrors {
                     errors.model_grader_server_error_details.get_or_insert_with(|| message.clone());
                 }
                 Failure::ModelAnswer(_) => errors.model_grader_parse_error = true,
+                Failure::Code(message) => {
+                    errors.python_grader_runtime_error = true;
+                    errors.python_grader_runtime_error_details.get_or_insert_with(|| message.clone());
+                }
+                Failure::CodeUnavailable(kind, _) => {
+                    errors.python_grader_server_error = true;
+                    errors.python_grader_server_error_type.get_or_insert_with(|| (*kind).to_owned());
+                }
                 Failure::Other(_) => errors.other_error = true,
             }
             errors.details.push(failure.message().to_owned());

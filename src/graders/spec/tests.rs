@@ -44,7 +44,6 @@ fn a_fault_names_its_field() {
     for (grader, param, part) in [
         (json!("x"), "", "must be an object"),
         (json!({"name": "a"}), "type", "Missing required"),
-        (with("type", "python".into()), "type", "runs no code"),
         (with("type", "other".into()), "type", "'other'"),
         (with("name", Value::Null), "name", "Missing required"),
         (with("operation", "equals".into()), "operation", "use eq"),
@@ -126,4 +125,33 @@ fn the_other_name_of_ne_is_given_back_as_ne() {
     assert_eq!(normalized(&other)["operation"], "ne");
     let multi = json!({"type": "multi", "graders": {"a": other}});
     assert_eq!(normalized(&multi)["graders"]["a"]["operation"], "ne");
+}
+
+#[test]
+fn code_is_read_and_found_wherever_it_stands() {
+    let code = json!({"type": "python", "name": "p", "source": "def grade(s, i): ...", "image_tag": "2025-05-08"});
+    let read = Grader::parse(&code, Purpose::Criterion).expect("a grader");
+    assert_eq!(read.sources(), [("source".to_owned(), "def grade(s, i): ...")]);
+    assert!(read.passes(1.0) && !read.passes(0.99), "1 is the threshold if there is none");
+    assert_eq!(python_field(&code).as_deref(), Some("type"));
+    let multi = |graders: Value| json!({"type": "multi", "name": "m", "graders": graders, "calculate_output": "p"});
+    for graders in [json!({"a": check("a"), "p": code}), json!([check("a"), code]), code.clone()] {
+        let multi = multi(graders);
+        assert_eq!(python_field(&multi).as_deref(), Some("graders.p.type"), "{multi}");
+        assert_eq!(reward(&multi).expect("a grader").sources()[0].0, "graders.p.source", "{multi}");
+    }
+    assert_eq!(python_field(&multi(json!({"p": check("p")}))), None);
+    for (field, value, part) in [
+        ("source", Value::Null, "Missing required"),
+        ("source", "x\0".into(), "code 0"),
+        ("source", "x".repeat((256 << 10) + 1).into(), "262144 bytes"),
+        ("image_tag", 3.into(), "must be a text"),
+        ("input", "x".into(), "not a field"),
+    ] {
+        let mut wrong = code.clone();
+        wrong[field] = value;
+        let fault = reward(&wrong).expect_err(field);
+        assert_eq!(fault.param, field);
+        assert!(fault.message.contains(part), "{fault}");
+    }
 }

@@ -263,7 +263,7 @@ pub(super) async fn admit(state: &ApiState, caller: &Caller, spec: &JobSpec) -> 
     }
     for (index, grader) in plan.graders.iter().enumerate() {
         let place = at(&format!("graders[{index}]"));
-        let grader = check::grader(state, caller, grader, &place, Purpose::Reward).await?;
+        let grader = check::whole(state, caller, grader, &place, Purpose::Reward).await?;
         models.extend(grader.models().into_iter().map(|(_, model)| model.to_owned()));
     }
     if plan.max_teacher_cost.is_some() {

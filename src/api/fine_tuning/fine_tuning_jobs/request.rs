@@ -286,7 +286,7 @@ mod tests {
             (r#"{"teacher":"m","samples":17}"#, "method.distillation.samples"),
             (r#"{"teacher":"m","keep":"some"}"#, "method.distillation.keep"),
             (r#"{"teacher":"m","max_teacher_cost":-1}"#, "method.distillation.max_teacher_cost"),
-            (r#"{"teacher":"m","graders":[{"type":"python"}]}"#, "method.distillation.graders[0].type"),
+            (r#"{"teacher":"m","graders":[{"type":"other"}]}"#, "method.distillation.graders[0].type"),
         ] {
             let problem = ask(settings).expect_err(settings);
             assert_eq!(problem.error.param.as_deref(), Some(param), "{settings}");
