@@ -188,7 +188,7 @@ def test_a_model_gives_a_score_within_the_range(client):
 
 def test_what_cannot_be_run_is_refused_by_name(http):
     for grader, param, part in [
-        ({"type": "python", "name": "p", "source": "def grade(sample, item): return 1"}, "grader.type", "runs no code"),
+        ({"type": "python", "name": "p", "source": "def grade(sample, item): return 1"}, "grader.type", "[graders]"),
         (string_check("equals"), "grader.operation", "eq, ne, like or ilike"),
         (string_check(reference="{{reference}}"), "grader.reference", "names no value"),
         (string_check(extra=1), "grader.extra", "not a field"),

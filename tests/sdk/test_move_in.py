@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -208,6 +209,24 @@ def test_the_list_says_what_is_there_and_what_stops_when_and_copies_nothing(bina
     assert any("ftjob-0005" in row and "paused" in row for row in rows)
     assert "evals        3" in done.stdout and "stored chats 5" in done.stdout
     assert account.asked("/content") == 0 and account.asked("/events") == 0
+
+
+def test_an_eval_that_runs_code_comes_over_where_the_server_runs_code(binary, tmp_path, account, start_server):
+    server = start_server(settings={"ATTUNE_GRADERS__PYTHON": sys.executable})
+    with sdk(server) as client:
+        home = SimpleNamespace(url=server.url, key="any", client=client)
+        done = moved(binary, tmp_path / "m", account=account, home=home)
+        assert "eval_0003" not in done.stderr, done.stderr
+        eval = by_old_id(client.evals.list(limit=100))["eval_0003"]
+        assert eval.testing_criteria[0].source == "def grade(s, i):\n  return 1"
+        (run_,) = by_old_id(client.evals.runs.list(eval.id)).values()
+
+        def ended():
+            read = client.evals.runs.retrieve(run_.id, eval_id=eval.id)
+            return read if read.status != "queued" and read.status != "in_progress" else None
+
+        counts = wait_for(ended, "the end of the run").result_counts
+        assert (counts.passed, counts.total) == (8, 8)
 
 
 def test_everything_is_there_once_and_a_second_run_asks_nobody(binary, tmp_path, account, home):
