@@ -4,15 +4,14 @@
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, chdir, execve, getppid};
-use serde::{Deserialize, Serialize};
 
-use super::{calls, paths};
+use super::{Plan, calls, paths};
 
 /// What the interpreter runs.
 const HARNESS: &str = include_str!("harness.py");
@@ -27,25 +26,6 @@ const FIRST_TO_GO: &str = "1000";
 const CAPABILITIES: libc::c_ulong = 64;
 /// The version of the structures of `capset` with 64 bits.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
-
-/// What the sandbox leaves to the code.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Plan {
-    /// The server, with which the code ends.
-    pub server: i32,
-    pub interpreter: PathBuf,
-    /// Files and folders that it may read.
-    pub read: Vec<PathBuf>,
-    /// Programs that it may become: the interpreter and what loads it.
-    pub run: Vec<PathBuf>,
-    /// Its own folder.
-    pub folder: PathBuf,
-    /// Bytes of its address space, and of a file.
-    pub memory: u64,
-    pub file: u64,
-    /// Seconds of a processor, all in all.
-    pub seconds: u64,
-}
 
 /// Becomes the interpreter in the sandbox that `plan`, JSON, describes. Returns only what stood in the way.
 pub(crate) fn enter(plan: &str) -> Result<Infallible, String> {

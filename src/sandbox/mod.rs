@@ -20,11 +20,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 pub(crate) use self::process::{Given, Process};
 
-use self::child::Plan;
 use self::interpreter::Interpreter;
 use self::keeper::Keeper;
 use self::scratch::Home;
@@ -98,6 +98,25 @@ struct Limits {
     /// Bytes.
     memory: u64,
     disk: u64,
+}
+
+/// What the sandbox leaves to the code.
+#[derive(Debug, Serialize, Deserialize)]
+struct Plan {
+    /// The server, with which the code ends.
+    server: i32,
+    interpreter: PathBuf,
+    /// Files and folders that it may read.
+    read: Vec<PathBuf>,
+    /// Programs that it may become: the interpreter and what loads it.
+    run: Vec<PathBuf>,
+    /// Its own folder.
+    folder: PathBuf,
+    /// Bytes of its address space, and of a file.
+    memory: u64,
+    file: u64,
+    /// Seconds of a processor, all in all.
+    seconds: u64,
 }
 
 /// A sandbox that holds. Cheap to clone.

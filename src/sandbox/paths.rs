@@ -8,7 +8,7 @@ use landlock::{
     RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, RulesetError, RulesetStatus, Scope,
 };
 
-use super::child::Plan;
+use super::Plan;
 
 /// Restricts this process for good.
 pub(super) fn restrict(plan: &Plan) -> Result<(), String> {

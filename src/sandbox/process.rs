@@ -14,10 +14,9 @@ use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::child::Plan;
 use super::keeper::Keeper;
 use super::scratch::{MAX_DEPTH, MAX_ENTRIES, Scratch};
-use super::{Fault, Inner};
+use super::{Fault, Inner, Plan};
 use crate::off_thread::{Lost, off_thread};
 
 /// Longest answer: a score, or what went wrong.
