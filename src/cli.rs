@@ -233,7 +233,9 @@ fn start(cli: Cli) -> Result<ExitCode> {
     // The log of the database's start would hide the few lines that a short command prints.
     let quiet = if cli.log == DEFAULT_LOG { "warn" } else { &cli.log };
     match cli.command {
-        Command::GraderSandbox { plan } => sandbox::child::enter(&plan).map(|never| match never {}).map_err(Error::Setup),
+        Command::GraderSandbox { plan } => {
+            sandbox::child::enter(&plan).map(|never| match never {}).map_err(Error::Setup)
+        }
         Command::Openapi { check } => openapi(check),
         Command::Jobs { command } => return block_on(quiet, false, command.run()),
         Command::Costs(options) => options.run(),

@@ -42,7 +42,8 @@ pub(crate) fn enter(plan: &str) -> Result<Infallible, String> {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     nix::sys::prctl::set_no_new_privs().map_err(|error| fault("give up new rights", error))?;
     let (program, arguments, environment) = command(&plan)?;
-    let filters = calls::filters(std::process::id()).map_err(|error| format!("the filter of calls is wrong: {error}"))?;
+    let filters =
+        calls::filters(std::process::id()).map_err(|error| format!("the filter of calls is wrong: {error}"))?;
     paths::restrict(&plan)?;
     for filter in &filters {
         let refused = |error| format!("system calls cannot be filtered: {error}; this needs seccomp");
