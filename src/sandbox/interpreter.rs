@@ -129,8 +129,8 @@ fn runnable(told: &Told) -> Vec<PathBuf> {
 }
 
 fn is_library(path: &Path) -> bool {
-    let name = file_name(path);
-    name.ends_with(".so") || name.contains(".so.")
+    // Some have their version behind it.
+    file_name(path).split('.').skip(1).any(|part| part == "so")
 }
 
 fn file_name(path: &Path) -> &str {

@@ -33,7 +33,7 @@ use crate::config::Config;
 /// The command of this program that becomes an interpreter.
 pub(crate) const COMMAND: &str = "grader-sandbox";
 /// Time after which an interpreter is replaced.
-pub(crate) const LIFE: Duration = Duration::from_secs(300);
+pub(crate) const LIFE: Duration = Duration::from_mins(5);
 /// Seconds of a processor that an interpreter has beyond its life and its last item.
 const SPARE: u64 = 30;
 /// The grader that tries what must be refused.

@@ -170,7 +170,7 @@ mod tests {
             }
             fs::write(deep.join("file"), "x").expect("a file");
         }
-        fs::set_permissions(scratch.path().join("folder-0"), fs::Permissions::from_mode(0)).expect("a mode");
+        fs::set_permissions(scratch.path().join("folder-0"), fs::Permissions::from_mode(0o000)).expect("a mode");
         let path = scratch.path().to_path_buf();
         scratch.remove().expect("removed");
         assert!(!path.exists());
