@@ -283,7 +283,11 @@ def test_a_cancelled_run_ends_its_interpreters(asker, allowing):
 
 
 def test_a_fine_tune_takes_an_alias_by_code(asker, allowing, tickets):
-    source = body('return sample["output_json"].keys() == json.loads(item["answer"]).keys()', "import json")
+    source = body(
+        'read = sample.get("output_json")\n'
+        'return isinstance(read, dict) and read.keys() == json.loads(item["answer"]).keys()',
+        "import json",
+    )
     made = made_eval(asker, python(source, name="form", pass_threshold=1))
     content = [
         {"item": {"question": line["messages"][0]["content"], "answer": line["messages"][1]["content"]}}
@@ -308,11 +312,12 @@ def test_a_fine_tune_takes_an_alias_by_code(asker, allowing, tickets):
     assert found[0].data["promoted"] is True, found[0]
 
 
-def test_a_distillation_keeps_what_code_lets_pass(asker, allowing):
-    lines = [{"prompt": f"Say the number {number}.", "even": number % 2 == 0} for number in range(6)]
+def test_a_distillation_keeps_what_code_lets_pass(asker, allowing, questions):
+    lines = [{"messages": line["messages"][:1], "even": number % 2 == 0} for number, line in enumerate(questions[:6])]
     plan = {
         "teacher": "demo",
-        "max_tokens": 8,
+        "temperature": 0,
+        "max_tokens": 80,
         "graders": [python(body('return item["even"]'))],
         "hyperparameters": {"n_epochs": 1, "batch_size": 1, "rank": 2},
     }
@@ -482,7 +487,7 @@ GREEDY = {
     ),
     "closes everything": ("os.closerange(0, 64)\nreturn 1", "ended its interpreter"),
     "becomes another interpreter": (
-        "os.execv(sys.executable, [sys.executable, '-I', '-c', 'while True: pass'])", f"more than {SECONDS} seconds",
+        "os.execv(sys.executable, [sys.executable, '-I', '-c', 'while True: pass'])", "ended its interpreter",
     ),
 }  # fmt: skip
 
