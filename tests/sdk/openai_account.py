@@ -2,7 +2,8 @@
 would change something.
 
 It has three specialists, models that were fine-tuned on sorting the demo model's tickets, with all that belongs to them; jobs
-that failed, are paused, or whose files are gone; three evals, of which one has a grader that runs code; and stored chats.
+that failed, are paused, or whose files are gone; three evals over files, of which one has a grader that runs code, and two over
+stored chats, of which one asks for what no stored chat here has; and stored chats.
 
     python tests/sdk/openai_account.py    # runs until it is interrupted; the key is sk-test-move-in
 """
@@ -231,6 +232,13 @@ class Account:
             },
             "sampling_params": {"temperature": 0, "max_completion_tokens": 20},
         }  # fmt: skip
+        custom = {"type": "custom", "schema": {"type": "object", "properties": {"item": item, "sample": {"type": "object"}},
+                                               "required": ["item", "sample"]}}  # fmt: skip
+        known = self.answers[SPECIALISTS["problem"]]
+        answered = [
+            (line["item"], line["item"]["ticket"], known[line["item"]["ticket"]], known[line["item"]["ticket"]] == line["item"]["problem"])
+            for line in lines
+        ]
         for number, (name, criteria, source) in enumerate(
             [
                 ("problems", [right], asked),
@@ -239,34 +247,46 @@ class Account:
             ],
             1,
         ):
-            id = f"eval_{number:04}"
-            config = {
-                "type": "custom",
-                "schema": {
-                    "type": "object", "properties": {"item": item, "sample": {"type": "object"}},
-                    "required": ["item", "sample"],
-                },
-            }  # fmt: skip
-            self.evals.append(
-                {"object": "eval", "id": id, "name": name, "data_source_config": config, "testing_criteria": criteria,
-                 "created_at": 1_750_002_000 + number, "metadata": {"team": "support"}}
-            )  # fmt: skip
-            self._run(id, number, criteria, source, lines)
+            self._eval(number, name, custom, criteria, source, answered)
+        # Over chats that were stored, as their notes choose them. Such items have what was asked as `input`.
+        sure = {
+            "type": "string_check", "name": "sure", "id": "sure-44444444", "operation": "ne",
+            "input": "{{sample.output_text}}", "reference": "unclear",
+        }  # fmt: skip
+        tools = {**sure, "name": "tools", "id": "tools-55555555", "reference": "{{item.tools}}"}
+        stored = {"type": "completions", "source": {"type": "stored_completions", "metadata": {"app": "desk"}, "limit": 8}}
+        chats = [
+            ({"id": f"chatcmpl-{index}", "created_at": 1_750_004_000 + index, "metadata": {"app": "desk"},
+              "model": SPECIALISTS["problem"],
+              "input": [{"role": "system", "content": RULES["problem"]}, {"role": "user", "content": text}]},
+             text, answer, answer != "unclear")
+            for index, (_, text, answer, _) in enumerate(answered)
+        ]  # fmt: skip
+        for number, kind, criterion in [(4, "logs", sure), (5, "stored_completions", tools)]:
+            schema = {"type": "object", "properties": {"item": {"type": "object"}, "sample": {"type": "object"}}}
+            config = {"type": kind, "metadata": {"app": "desk"}, "schema": schema}
+            self._eval(number, f"desk, {kind}", config, [criterion], stored, chats)
 
-    def _run(self, eval_id, number, criteria, source, lines):
+    def _eval(self, number, name, config, criteria, source, answered):
+        """An eval, and a run of it. What was answered is an item, the ticket, the answer, and whether it passed, each."""
+        id = f"eval_{number:04}"
+        self.evals.append(
+            {"object": "eval", "id": id, "name": name, "data_source_config": config, "testing_criteria": criteria,
+             "created_at": 1_750_002_000 + number, "metadata": {"team": "support"}}
+        )  # fmt: skip
+        self._run(id, number, criteria, source, answered)
+
+    def _run(self, eval_id, number, criteria, source, answered):
         id = f"evalrun_{number:04}"
-        known = self.answers[SPECIALISTS["problem"]]
         items = []
-        for index, line in enumerate(lines):
-            answer = known[line["item"]["ticket"]]
-            passed = answer == line["item"]["problem"]
+        for index, (item, ticket, answer, passed) in enumerate(answered):
             items.append(
                 {"object": "eval.run.output_item", "id": f"outputitem_{number}_{index}", "run_id": id, "eval_id": eval_id,
                  "created_at": 1_750_003_000, "status": "pass" if passed else "fail", "datasource_item_id": index,
-                 "datasource_item": line["item"],
+                 "datasource_item": item,
                  "results": [{"name": criterion["id"], "type": "string-check-grader", "score": float(passed),
                               "passed": passed, "sample": None} for criterion in criteria],
-                 "sample": {"input": [{"role": "user", "content": line["item"]["ticket"]}],
+                 "sample": {"input": [{"role": "user", "content": ticket}],
                             "output": [{"role": "assistant", "content": answer}], "finish_reason": "stop",
                             "model": SPECIALISTS["problem"], "error": None, "temperature": 0, "top_p": 1, "seed": 42,
                             "max_completion_tokens": 20,

@@ -18,6 +18,8 @@ from conftest import create_key, sdk, wait_for
 from openai_account import KEY, SPECIALISTS, TRAINING_LINES, Account
 
 pytestmark = pytest.mark.timeout(240)
+# Evals that work here; of the others one runs code, one asks for the tools of stored chats.
+CARRIED = {"eval_0001", "eval_0002", "eval_0004"}
 numbers = itertools.count()
 
 
@@ -117,7 +119,7 @@ def check_home(home, account):
         old: files[old].id for old in ("file-train-problem", "file-valid-problem", "file-result-problem")
     }
     evals = by_old_id(home.client.evals.list(limit=100))
-    assert set(evals) == {"eval_0001", "eval_0002"}
+    assert set(evals) == CARRIED
     assert evals["eval_0001"].metadata["team"] == "support"
     for old, eval in evals.items():
         (given,) = account.evals[int(old[-4:]) - 1]["testing_criteria"][:1]
@@ -129,9 +131,10 @@ def check_home(home, account):
         counts = {"total": 8, "errored": 0, "failed": run.result_counts.failed, "passed": run.result_counts.passed}
         assert counts == over_there["result_counts"], "the same answers pass here"
     for old in account.items:
-        assert f"{old}:answers" in files or old == "evalrun_0003"
-    history = json.loads(content_of(home, files["eval_0003"]))
-    assert history["runs"][0]["output_items"] == account.items["evalrun_0003"]
+        assert (f"{old}:answers" in files) == (old.replace("run", "") in CARRIED)
+    for old in ("eval_0003", "eval_0004", "eval_0005"):
+        history = json.loads(content_of(home, files[old]))
+        assert history["runs"][0]["output_items"] == account.items[old.replace("eval", "evalrun")]
     (training,) = [file for old, file in files.items() if old.startswith("stored:") and old.endswith(":training")]
     lines = [json.loads(line) for line in content_of(home, training).splitlines()]
     assert len(lines) == len(account.completions)
@@ -207,7 +210,7 @@ def test_the_list_says_what_is_there_and_what_stops_when_and_copies_nothing(bina
     assert "not in the list of files" in gone
     assert any("ftjob-0006" in row and "failed" in row and "Unsafe content" in row for row in rows)
     assert any("ftjob-0005" in row and "paused" in row for row in rows)
-    assert "evals        3" in done.stdout and "stored chats 5" in done.stdout
+    assert "evals        5" in done.stdout and "stored chats 5" in done.stdout
     assert account.asked("/content") == 0 and account.asked("/events") == 0
 
 
@@ -233,11 +236,12 @@ def test_everything_is_there_once_and_a_second_run_asks_nobody(binary, tmp_path,
     done = moved(binary, tmp_path / "m", account=account, home=home)
     check_home(home, account)
     for part in ("file-deleted: not copied", "file-notes: not copied", "eval_0003: kept as history", "python",
+                 "eval_0005: kept as history: a criterion asks for {{item.tools}}",
                  "ftjob-0005: kept as history: it is paused", "Unsafe content was found."):
         assert part in done.stderr, part
     ledger = json.loads((tmp_path / "m" / "carried.json").read_text())
     assert ledger["files"]["file-train-item"] == files_of(home)["file-train-item"].id
-    assert set(ledger["evals"]) == {"eval_0001", "eval_0002"}
+    assert set(ledger["evals"]) == CARRIED
     asked = len(account.requests)
     again = moved(binary, tmp_path / "m", account=account, home=home)
     assert len(account.requests) == asked and "--refresh" in again.stderr
@@ -248,6 +252,44 @@ def test_everything_is_there_once_and_a_second_run_asks_nobody(binary, tmp_path,
     assert json.loads((tmp_path / "m" / "carried.json").read_text()) == ledger
     everything = "".join(path.read_text(errors="replace") for path in (tmp_path / "m").rglob("*") if path.is_file())
     assert KEY not in everything + done.stdout + done.stderr and home.key not in everything
+
+
+def test_an_eval_over_stored_chats_works_on_here(binary, tmp_path, account, home):
+    # Of the answers of then, one has no text, and one says in another form what was asked.
+    items = account.items["evalrun_0004"]
+    items[0]["sample"]["output"][0]["content"] = None
+    items[1]["datasource_item"]["input"] = "a text"
+    items[2]["datasource_item"] = {"metadata": None}
+    done = moved(binary, tmp_path / "m", account=account, home=home)
+    assert "evalrun_0004: 7 of 8 items have an answer of text, and 6 the form of the eval's items" in done.stderr
+    assert "'item.input' is not of the type array" in done.stderr
+    made = by_old_id(home.client.evals.list(limit=100))["eval_0004"]
+    assert (made.data_source_config.type, made.data_source_config.metadata) == ("logs", {"app": "desk"})
+    (run,) = by_old_id(home.client.evals.runs.list(made.id)).values()
+    run = wait_for(lambda: ended(home, run), "the end of the run")
+    assert run.status == "completed" and run.result_counts.total == 6 and run.result_counts.errored == 0
+    judged = list(home.client.evals.runs.output_items.list(run.id, eval_id=made.id))
+    asked = [item.datasource_item["input"][-1]["content"] for item in judged]
+    assert asked == [item["sample"]["input"][0]["content"] for item in items[2:]]
+    # And it judges what clients ask from now on, if it has the notes.
+    for app in ("desk", "shop"):
+        home.client.chat.completions.create(
+            model="demo", messages=[{"role": "user", "content": app}], store=True, metadata={"app": app}, max_tokens=2
+        )
+    source = {"type": "completions", "source": {"type": "stored_completions"}}
+    run = home.client.evals.runs.create(made.id, data_source=source)
+    run = wait_for(lambda: ended(home, run), "the end of the run")
+    assert run.status == "completed" and run.result_counts.total == 1
+
+
+def test_an_eval_that_was_history_works_after_the_next_run(binary, tmp_path, account, home):
+    config = account.evals[3]["data_source_config"]
+    account.evals[3]["data_source_config"] = {"type": "traces"}
+    done = moved(binary, tmp_path / "m", account=account, home=home)
+    assert "eval_0004: kept as history: its data source has the type traces" in done.stderr
+    account.evals[3]["data_source_config"] = config
+    moved(binary, tmp_path / "m", "--refresh", account=account, home=home)
+    check_home(home, account)
 
 
 def test_what_is_new_comes_with_a_refresh(binary, tmp_path, account, home):
@@ -335,7 +377,7 @@ def test_an_upload_whose_answer_is_lost_is_not_sent_twice(binary, tmp_path, acco
 
     with gate(home.url, before_answer) as url:
         moved(binary, tmp_path / "m", account=account, home=home, url=url)
-    assert len(lost) >= 4, "a file, an eval and two runs"
+    assert len(lost) >= 4, "a file, an eval and its runs"
     check_home(home, account)
 
 

@@ -137,7 +137,7 @@ def test_two_kills_cost_neither_a_training_nor_more_than_the_answer_on_its_way(m
     assert set(move.jobs) == {"ftjob-0001", "ftjob-0002", "ftjob-0003"}
     assert {job.status for job in move.jobs.values()} == {"succeeded"}
     assert asked(move.account) == len(SPECIALISTS) * VALIDATION_LINES + 1
-    assert len(move.evals) == 2
+    assert len(move.evals) == 3
 
 
 def test_jobs_keep_their_settings_and_say_where_they_are_from(move):

@@ -10,12 +10,13 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use self::forms::{eval_request, given_line, training_line, with_old_id};
+use self::forms::{eval_request, given_line, is_of_stored_answers, training_line, with_old_id};
 use super::folder::{Content, Folder, OldCompletion, OldEval, OldFile, OldRun};
 use super::ledger::{Carried, Ledger, OLD_ID};
 use super::local::Local;
 use crate::cli::client::Failure;
 use crate::cli::output::note;
+use crate::graders::item_schema::fault;
 use crate::{Error, Result, format};
 
 /// Metadata of a file: what it holds, where that is not a copy of a file.
@@ -85,6 +86,40 @@ struct Upload<'a> {
     content: &'a [u8],
     /// Notes beside the old id.
     notes: Vec<(&'static str, String)>,
+}
+
+/// The answers of a run that this server can judge.
+struct Answers {
+    /// Items with their answers.
+    lines: Vec<Value>,
+    /// Why some, or all, are not among them.
+    problem: Option<String>,
+}
+
+impl Answers {
+    /// Takes the answers of text to items that follow the eval's `schema`: one that does not would fail the whole run.
+    fn of(run: &OldRun, is_stored: bool, schema: &Value) -> Self {
+        let (mut lines, mut of_text, mut unfit) = (Vec::new(), 0, None);
+        for line in run.items.iter().filter_map(|item| given_line(item, is_stored)) {
+            of_text += 1;
+            match fault(schema, &line["item"], "item") {
+                None => lines.push(line),
+                Some(fault) => unfit = unfit.or(Some(fault)),
+            }
+        }
+        let is_whole = lines.len() == run.items.len() && !lines.is_empty();
+        let problem = (!is_whole).then(|| {
+            let [all, of_text, fit] = [run.items.len(), of_text, lines.len()].map(|number| format::count(number as f64));
+            match unfit {
+                None => format!("{of_text} of {all} items have an answer of text to be judged anew"),
+                Some(fault) => format!(
+                    "{of_text} of {all} items have an answer of text, and {fit} the form of the eval's items, to be \
+                     judged anew: {fault}"
+                ),
+            }
+        });
+        Self { lines, problem }
+    }
 }
 
 impl Carry<'_> {
@@ -191,8 +226,11 @@ impl Carry<'_> {
             let Some(id) = self.eval(&eval).await? else { continue };
             self.done(|carried| &mut carried.evals, &eval.id, id.clone())?;
             let there = RefCell::new(by_old_id(self.local, &["evals", &id, "runs"]).await?);
+            let made = self.local.get(&["evals", &id], &[]).await?;
+            let (schema, is_stored) = (&made["data_source_config"]["schema"]["properties"]["item"], is_of_stored_answers(&eval));
             for run in &eval.runs {
-                self.run(&id, run, &there).await?;
+                let answers = Answers::of(run, is_stored, schema);
+                self.run(&id, run, answers, &there).await?;
             }
         }
         Ok(())
@@ -223,16 +261,19 @@ impl Carry<'_> {
     }
 
     /// Lets the server judge the answers that the old model gave in a run.
-    async fn run(&mut self, eval: &str, run: &OldRun, there: &RefCell<BTreeMap<String, String>>) -> Result<()> {
+    async fn run(
+        &mut self,
+        eval: &str,
+        run: &OldRun,
+        Answers { lines, problem }: Answers,
+        there: &RefCell<BTreeMap<String, String>>,
+    ) -> Result<()> {
+        if let Some(problem) = problem {
+            self.ledger.problem(&run.id, problem)?;
+        }
         let known = there.borrow().get(&run.id).cloned();
         if let Some(id) = known {
             return self.done(|carried| &mut carried.runs, &run.id, id);
-        }
-        let lines: Vec<Value> = run.items.iter().filter_map(given_line).collect();
-        if lines.len() < run.items.len() || lines.is_empty() {
-            let (lines, items) = (format::count(lines.len() as f64), format::count(run.items.len() as f64));
-            self.ledger
-                .problem(&run.id, format!("{lines} of {items} items have an answer of text to be judged anew"))?;
         }
         if lines.is_empty() {
             return Ok(());
