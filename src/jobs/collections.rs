@@ -5,12 +5,13 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use sqlx::{FromRow as _, Row as _};
 
 use crate::jobs::queue::Queue;
 use crate::jobs::rows::JobRow;
 use crate::jobs::{Job, Result, sql};
+use crate::store::stored_completions::CompletionChoice;
 use crate::teachers::money::Money;
 
 /// How the training file of a job is made.
@@ -45,22 +46,7 @@ pub enum Prompts {
     /// The lines of this file.
     File(String),
     /// Chats that the organisation has stored.
-    StoredCompletions(StoredPrompts),
-}
-
-/// Which stored chats.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StoredPrompts {
-    /// Only answers of this model, as it was asked for.
-    pub model: Option<String>,
-    /// Only answers with these notes.
-    pub metadata: Map<String, Value>,
-    /// Unix seconds: not before.
-    pub created_after: Option<i64>,
-    /// Unix seconds: not after.
-    pub created_before: Option<i64>,
-    /// Answers at the most, the newest.
-    pub limit: i64,
+    StoredCompletions(CompletionChoice),
 }
 
 /// Which of a prompt's answers are kept, of those that pass.

@@ -4,10 +4,10 @@
 //!
 //! An organisation finds its own alone. Items and objects are JSON that only `api` reads.
 
-use serde_json::{Map, Value};
 use sqlx::types::Json;
 
 use crate::store::conversations::{ConversationPlace, History, NewItems};
+use crate::store::stored_completions::CompletionFilter;
 use crate::store::{Result, Store};
 
 /// Longest chain of responses that go on from each other.
@@ -107,16 +107,10 @@ struct Link {
 /// Which kept responses to read; by default all that have an answer.
 #[derive(Debug, Clone, Default)]
 pub struct ResponseFilter {
-    /// The model, as it was asked for.
-    pub model: Option<String>,
+    /// What chats are chosen by, too.
+    pub common: CompletionFilter,
     /// A text that the instructions hold, whatever the case.
     pub instructions: Option<String>,
-    /// Notes that they have among theirs.
-    pub metadata: Map<String, Value>,
-    /// Unix seconds: not before.
-    pub created_after: Option<i64>,
-    /// Unix seconds: not after.
-    pub created_before: Option<i64>,
     /// How much the model was to think.
     pub effort: Option<String>,
     /// As the answer was drawn.
@@ -158,11 +152,11 @@ impl Store {
         );
         Ok(ids
             .bind(organization)
-            .bind(filter.created_after)
-            .bind(filter.created_before)
-            .bind(&filter.model)
+            .bind(filter.common.created_after)
+            .bind(filter.common.created_before)
+            .bind(&filter.common.model)
             .bind(&filter.instructions)
-            .bind(Json(&filter.metadata))
+            .bind(Json(&filter.common.metadata))
             .bind(&filter.effort)
             .bind(filter.temperature)
             .bind(filter.top_p)

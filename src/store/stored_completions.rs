@@ -1,6 +1,7 @@
 //! Chats that clients asked to store: the answer's object, the messages that it answers, and the client's notes on it.
 //! `completion_recorder` writes them, `api` reads, changes and deletes them, `jobs::retention` removes what is old.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sqlx::types::Json;
 
@@ -9,6 +10,8 @@ use crate::store::{Error, Result, Store};
 
 /// Bytes of the objects on one page at the most, if it has more than one: an object may hold hundreds of answers.
 const PAGE_BYTES: i64 = 8 << 20;
+/// Answers of a choice that are read at a time.
+const CHOSEN: i64 = 200;
 /// Rows that one statement removes.
 const PRUNED: i64 = 500;
 
@@ -50,7 +53,7 @@ pub struct StoredCompletion {
 }
 
 /// Which stored answers to read; by default all.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CompletionFilter {
     /// The model, as it was asked for.
     pub model: Option<String>,
@@ -62,15 +65,56 @@ pub struct CompletionFilter {
     pub created_before: Option<i64>,
 }
 
+/// A choice of stored answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CompletionChoice {
+    /// What they have in common.
+    #[serde(flatten)]
+    pub filter: CompletionFilter,
+    /// Answers at the most, the newest.
+    pub limit: i64,
+}
+
+/// Reads the answers of a choice, some at a time, the newest first.
+#[derive(Debug)]
+pub struct ChosenCompletions<'a> {
+    store: &'a Store,
+    organization: &'a str,
+    filter: &'a CompletionFilter,
+    /// How many may still be read.
+    left: i64,
+    /// The last one that was read.
+    after: Option<String>,
+}
+
+/// The condition of a [`CompletionFilter`], for the organisation `$1` and the values `$2` to `$5`, which `matching` binds.
+macro_rules! matches_filter {
+    () => {
+        "organization = $1 and ($2::text is null or model = $2) and metadata @> $3
+           and ($4::bigint is null or created_at >= to_timestamp($4))
+           and ($5::bigint is null or created_at < to_timestamp($5::float8 + 1))"
+    };
+}
+
+/// Binds what `matches_filter` needs.
+macro_rules! matching {
+    ($query:expr, $organization:expr, $filter:expr) => {
+        $query
+            .bind($organization)
+            .bind(&$filter.model)
+            .bind(Json(&$filter.metadata))
+            .bind($filter.created_after)
+            .bind($filter.created_before)
+    };
+}
+
 /// The ids and sizes of a page. Two statements, so that the answers themselves are read only as far as they fit.
 macro_rules! page_query {
     ($than:literal, $first:literal, $order:literal) => {
         concat!(
-            "select id, bytes from stored_completions
-              where organization = $1 and ($2::text is null or model = $2) and metadata @> $3
-                and ($4::bigint is null or created_at >= to_timestamp($4))
-                and ($5::bigint is null or created_at < to_timestamp($5::float8 + 1))
-                and (created_at, seq) ",
+            "select id, bytes from stored_completions where ",
+            matches_filter!(),
+            " and (created_at, seq) ",
             $than,
             " (select created_at, seq from stored_completions where organization = $1 and id = $6
                 union all select ",
@@ -131,16 +175,8 @@ impl Store {
             page_query!("<", "'infinity'::timestamptz", "desc")
         };
         let limit = page.bounded_limit();
-        let sizes: Vec<(String, i64)> = sqlx::query_as(query)
-            .bind(organization)
-            .bind(&filter.model)
-            .bind(Json(&filter.metadata))
-            .bind(filter.created_after)
-            .bind(filter.created_before)
-            .bind(page.after)
-            .bind(limit + 1)
-            .fetch_all(&self.pool)
-            .await?;
+        let sizes = matching!(sqlx::query_as(query), organization, filter).bind(page.after).bind(limit + 1);
+        let sizes: Vec<(String, i64)> = sizes.fetch_all(&self.pool).await?;
         let (sizes, more) = cut_page(sizes, limit);
         let fitting = fitting(&sizes, PAGE_BYTES);
         let ids: Vec<String> = sizes[..fitting].iter().map(|(id, _)| id.clone()).collect();
@@ -156,18 +192,22 @@ impl Store {
         filter: &CompletionFilter,
         limit: i64,
     ) -> Result<Vec<String>> {
-        let ids = sqlx::query_scalar(
-            "select id from (
-                 select id, created_at, seq from stored_completions
-                  where organization = $1 and ($2::text is null or model = $2) and metadata @> $3
-                    and ($4::bigint is null or created_at >= to_timestamp($4))
-                    and ($5::bigint is null or created_at < to_timestamp($5::float8 + 1))
-                  order by created_at desc, seq desc limit $6) newest
-              order by created_at, seq",
-        );
-        let ids = ids.bind(organization).bind(&filter.model).bind(Json(&filter.metadata));
-        let ids = ids.bind(filter.created_after).bind(filter.created_before).bind(limit);
+        let ids = sqlx::query_scalar(concat!(
+            "select id from (select id, created_at, seq from stored_completions where ",
+            matches_filter!(),
+            " order by created_at desc, seq desc limit $6) newest order by created_at, seq"
+        ));
+        let ids = matching!(ids, organization, filter).bind(limit);
         Ok(ids.fetch_all(&self.pool).await?)
+    }
+
+    /// Begins to read the answers of a choice.
+    pub fn chosen_completions<'a>(
+        &'a self,
+        organization: &'a str,
+        CompletionChoice { filter, limit }: &'a CompletionChoice,
+    ) -> ChosenCompletions<'a> {
+        ChosenCompletions { store: self, organization, filter, left: *limit, after: None }
     }
 
     /// Reads those of the organisation's stored answers that have the `ids`, in this order.
@@ -233,6 +273,20 @@ impl Store {
         .execute(&self.pool)
         .await?;
         Ok(removed.rows_affected())
+    }
+}
+
+impl ChosenCompletions<'_> {
+    /// Reads the next ones with their messages; none at the end.
+    pub async fn next(&mut self) -> Result<Vec<StoredCompletion>> {
+        if self.left <= 0 {
+            return Ok(Vec::new());
+        }
+        let page = Page { after: self.after.take(), limit: self.left.min(CHOSEN), ascending: false };
+        let (found, more) = self.store.stored_completions(self.organization, self.filter, page, true).await?;
+        self.left = if more { self.left - found.len() as i64 } else { 0 };
+        self.after = found.last().map(|last| last.id.clone());
+        Ok(found)
     }
 }
 

@@ -289,18 +289,23 @@ async fn responses_are_chosen_by_what_was_asked_even_beside_a_nul() {
         store.keep_response(&new).await.unwrap();
     }
     let all = ResponseFilter::default;
+    let common = |common: CompletionFilter| ResponseFilter { common, ..all() };
+    let any = CompletionFilter::default;
     for (filter, ids) in [
         (all(), vec!["r1", "r2", "r4"]),
-        (ResponseFilter { model: Some("m".into()), ..all() }, vec!["r1", "r4"]),
+        (common(CompletionFilter { model: Some("m".into()), ..any() }), vec!["r1", "r4"]),
         (ResponseFilter { instructions: Some("brief".into()), ..all() }, vec!["r1", "r2"]),
-        (ResponseFilter { metadata: notes(&json!({"a": "1"})), ..all() }, vec!["r1", "r2"]),
+        (common(CompletionFilter { metadata: notes(&json!({"a": "1"})), ..any() }), vec!["r1", "r2"]),
         (ResponseFilter { effort: Some("low".into()), ..all() }, vec!["r1", "r2", "r4"]),
         (ResponseFilter { temperature: Some(0.7), top_p: Some(1.0), ..all() }, vec!["r1", "r2"]),
         (ResponseFilter { users: vec!["bob".into(), "ann".into()], ..all() }, vec!["r1", "r2"]),
         (ResponseFilter { tools: vec!["look_up".into()], ..all() }, vec!["r1", "r2"]),
-        (ResponseFilter { created_after: Some(100), created_before: Some(100), ..all() }, vec!["r1", "r2", "r4"]),
-        (ResponseFilter { created_after: Some(101), ..all() }, vec![]),
-        (ResponseFilter { created_before: Some(99), ..all() }, vec![]),
+        (
+            common(CompletionFilter { created_after: Some(100), created_before: Some(100), ..any() }),
+            vec![\"r1\", \"r2\", \"r4\"],
+        ),
+        (common(CompletionFilter { created_after: Some(101), ..any() }), vec![]),
+        (common(CompletionFilter { created_before: Some(99), ..any() }), vec![]),
     ] {
         assert_eq!(store.response_ids(ORG, &filter, 10).await.unwrap(), ids, "{filter:?}");
     }

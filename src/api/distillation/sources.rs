@@ -11,16 +11,13 @@ use sha2::{Digest as _, Sha256};
 use crate::api::ApiState;
 use crate::api::http::error::Problem;
 use crate::jobs::Job;
-use crate::jobs::collections::{Prompts, StoredPrompts};
+use crate::jobs::collections::Prompts;
 use crate::off_thread::in_background;
-use crate::store::files::Page;
-use crate::store::stored_completions::{CompletionFilter, StoredCompletion};
+use crate::store::stored_completions::{CompletionChoice, StoredCompletion};
 
 /// Prompts of one job, and bytes of all of them.
 pub(crate) const MAX_PROMPTS: usize = 100_000;
 const MAX_BYTES: usize = 256 << 20;
-/// Stored chats that are read at a time.
-const PAGE: i64 = 200;
 /// Fields of a line that say how it is answered, which no teacher is told.
 const UNSUPPORTED: [&str; 4] = ["tools", "functions", "parallel_tool_calls", "response_format"];
 
@@ -186,36 +183,26 @@ fn question(mut messages: Vec<Value>) -> Result<Vec<Value>, String> {
 async fn stored(
     state: &ApiState,
     organization: &str,
-    wanted: &StoredPrompts,
+    wanted: &CompletionChoice,
     until: i64,
     with_answers: bool,
 ) -> Result<Source, Unread> {
-    let until = wanted.created_before.map_or(until, |before| before.min(until));
-    let filter = CompletionFilter {
-        model: wanted.model.clone(),
-        metadata: wanted.metadata.clone(),
-        created_after: wanted.created_after,
-        created_before: Some(until),
-    };
-    let (mut gathered, mut read, mut after) = (Gathered::default(), 0, None);
-    while read < wanted.limit {
-        let page = Page { after, limit: (wanted.limit - read).min(PAGE), ascending: false };
-        let page = state.store.stored_completions(organization, &filter, page, true).await;
-        let (chats, more) = page.map_err(Problem::from)?;
-        let Some(last) = chats.last() else { break };
-        after = Some(last.id.clone());
-        read += chats.len() as i64;
+    let mut wanted = wanted.clone();
+    let before = &mut wanted.filter.created_before;
+    *before = Some(before.map_or(until, |before| before.min(until)));
+    let (mut gathered, mut chosen) = (Gathered::default(), state.store.chosen_completions(organization, &wanted));
+    loop {
+        let chats = chosen.next().await.map_err(Problem::from)?;
+        if chats.is_empty() {
+            return Ok(gathered.source);
+        }
         for chat in chats {
             match of_stored(chat, with_answers) {
                 Some(prompt) => gathered.add(prompt),
                 None => gathered.source.unusable += 1,
             }
         }
-        if !more {
-            break;
-        }
     }
-    Ok(gathered.source)
 }
 
 /// Makes a prompt of a stored chat; `None` if it is not one of texts alone.

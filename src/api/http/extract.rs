@@ -7,6 +7,7 @@ use axum::RequestExt as _;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use futures::StreamExt as _;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::api::ApiState;
 use crate::api::http::error::Problem;
@@ -135,21 +136,34 @@ pub(crate) fn parse_or<T: DeserializeOwned>(
         return Err(Problem::wrong_type("body", "expected an object, got an array"));
     }
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let path = error.path().to_string();
-        let inner = error.into_inner();
-        let reason = without_position(&inner);
-        // A number that its field cannot hold is JSON all the same.
-        if !inner.is_data() && reason != OUT_OF_RANGE {
-            return not_json(&inner);
-        }
-        match UnknownField::read(&reason, &path) {
-            Some(field) => unknown(&field),
-            None => fault(&path, &reason),
-        }
-    })?;
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| told(error, unknown))?;
     json.end().map_err(|error| not_json(&error))?;
     Ok(value)
+}
+
+/// Reads `T` from a part of a body, as [`parse_or`] does from the whole.
+pub(crate) fn parse_part<T: DeserializeOwned>(
+    part: Value,
+    unknown: impl FnOnce(&UnknownField) -> Problem,
+) -> Result<T, Problem> {
+    serde_path_to_error::deserialize(part).map_err(|error| told(error, unknown))
+}
+
+fn told(
+    error: serde_path_to_error::Error<serde_json::Error>,
+    unknown: impl FnOnce(&UnknownField) -> Problem,
+) -> Problem {
+    let path = error.path().to_string();
+    let inner = error.into_inner();
+    let reason = without_position(&inner);
+    // A number that its field cannot hold is JSON all the same.
+    if !inner.is_data() && reason != OUT_OF_RANGE {
+        return not_json(&inner);
+    }
+    match UnknownField::read(&reason, &path) {
+        Some(field) => unknown(&field),
+        None => fault(&path, &reason),
+    }
 }
 
 /// Makes the error for a body that is not JSON.

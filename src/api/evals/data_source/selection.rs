@@ -1,24 +1,26 @@
 //! Which stored answers are the items of a run: the sources `stored_completions` and `responses`. The answers are
 //! chosen once, when the run is made, so that a run that is gone on with has the same items.
 
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{MAX_ITEMS, SOURCE, refusal};
 use crate::api::ApiState;
 use crate::api::http::error::{Problem, Result};
+use crate::api::http::extract::parse_part;
+use crate::api::http::values;
+use crate::api::operations::stored_answers::StoredAnswers;
 use crate::graders::spec::Fault;
 use crate::store::responses::ResponseFilter;
-use crate::store::stored_completions::CompletionFilter;
-
-/// The last second of the year 9999.
-const LAST_SECOND: i64 = 253_402_300_799;
+use crate::store::stored_completions::{CompletionChoice, CompletionFilter};
 
 /// A choice of stored answers.
 #[derive(Debug)]
 pub(in crate::api::evals) struct Selection {
     pub filter: Filter,
     /// Answers at the most, the newest.
-    limit: Option<i64>,
+    limit: i64,
 }
 
 /// What the answers have in common.
@@ -30,57 +32,58 @@ pub(in crate::api::evals) enum Filter {
     Responses(ResponseFilter),
 }
 
-/// The fields of a source.
-struct Fields<'a>(&'a Map<String, Value>);
+/// The fields that responses alone are chosen by.
+#[derive(Debug, Default, Deserialize)]
+struct OfResponses {
+    #[serde(default, deserialize_with = "values::text")]
+    instructions_search: Option<String>,
+    #[serde(default, deserialize_with = "values::text")]
+    reasoning_effort: Option<String>,
+    #[serde(default, deserialize_with = "values::optional")]
+    temperature: Option<f64>,
+    #[serde(default, deserialize_with = "values::optional")]
+    top_p: Option<f64>,
+    users: Option<Vec<String>>,
+    tools: Option<Vec<String>>,
+}
+
+impl OfResponses {
+    /// Names of the fields.
+    const FIELDS: [&str; 6] = ["instructions_search", "reasoning_effort", "temperature", "top_p", "users", "tools"];
+}
 
 impl Selection {
     /// Reads a source of the type `kind`, which is one of the two.
     pub(in crate::api::evals) fn read(source: &Map<String, Value>, kind: &str) -> Result<Self, Fault> {
-        let fields = Fields(source);
-        let filter = if kind == "stored_completions" {
-            fields.check(kind, &["model", "metadata", "created_after", "created_before", "limit"])?;
-            Filter::Completions(CompletionFilter {
-                model: fields.text("model")?,
-                metadata: fields.metadata()?,
-                created_after: fields.whole("created_after", 0)?,
-                created_before: fields.whole("created_before", 0)?,
-            })
-        } else {
-            let known = [
-                "model",
-                "metadata",
-                "created_after",
-                "created_before",
-                "limit",
-                "instructions_search",
-                "reasoning_effort",
-                "temperature",
-                "top_p",
-                "users",
-                "tools",
-            ];
-            fields.check(kind, &known)?;
-            Filter::Responses(ResponseFilter {
-                model: fields.text("model")?,
-                instructions: fields.text("instructions_search")?,
-                metadata: fields.metadata()?,
-                created_after: fields.whole("created_after", 0)?,
-                created_before: fields.whole("created_before", 0)?,
-                effort: fields.text("reasoning_effort")?,
-                temperature: fields.number("temperature")?,
-                top_p: fields.number("top_p")?,
-                users: fields.texts("users")?,
-                tools: fields.texts("tools")?,
-            })
+        let own: &[&str] = if kind == "responses" { &OfResponses::FIELDS } else { &[] };
+        let given = source.iter().filter(|(name, value)| *name != "type" && !value.is_null());
+        let given = given.map(|(name, value)| (name.clone(), value.clone()));
+        let (own, common): (Map<_, _>, Map<_, _>) = given.partition(|(name, _)| own.contains(&name.as_str()));
+        let common: StoredAnswers = part(common, kind)?;
+        // One more than a run takes: then there are too many.
+        let choice = common.check(MAX_ITEMS as i64 + 1, MAX_ITEMS as i64).map_err(|problem| below_source(&problem))?;
+        let CompletionChoice { filter: common, limit } = choice;
+        if kind == "stored_completions" {
+            return Ok(Self { filter: Filter::Completions(common), limit });
+        }
+        let own: OfResponses = part(own, kind)?;
+        let filter = ResponseFilter {
+            common,
+            instructions: own.instructions_search,
+            effort: own.reasoning_effort,
+            temperature: own.temperature,
+            top_p: own.top_p,
+            users: own.users.unwrap_or_default(),
+            tools: own.tools.unwrap_or_default(),
         };
-        Ok(Self { filter, limit: fields.whole("limit", 1)? })
+        Ok(Self { filter: Filter::Responses(filter), limit })
     }
 
     /// Keeps only answers that have these notes of the eval among theirs, too.
     pub(in crate::api::evals) fn require(&mut self, notes: &Map<String, Value>) -> Result<(), Fault> {
         let own = match &mut self.filter {
             Filter::Completions(filter) => &mut filter.metadata,
-            Filter::Responses(filter) => &mut filter.metadata,
+            Filter::Responses(filter) => &mut filter.common.metadata,
         };
         for (name, value) in notes {
             match own.insert(name.clone(), value.clone()) {
@@ -97,7 +100,7 @@ impl Selection {
 
     /// Returns the ids of the answers, the oldest first; an error if there are none or too many.
     pub(in crate::api::evals) async fn ids(&self, state: &ApiState, organization: &str) -> Result<Vec<String>> {
-        let limit = self.limit.unwrap_or(MAX_ITEMS as i64 + 1);
+        let limit = self.limit;
         let ids = match &self.filter {
             Filter::Completions(filter) => {
                 // What was answered a moment ago may still be on its way.
@@ -119,49 +122,21 @@ impl Selection {
     }
 }
 
-impl Fields<'_> {
-    fn check(&self, kind: &str, known: &[&str]) -> Result<(), Fault> {
-        let unknown =
-            |(name, value): &(&String, &Value)| *name != "type" && !known.contains(&name.as_str()) && !value.is_null();
-        match self.0.iter().find(unknown) {
-            None => Ok(()),
-            Some((name, _)) => {
-                let message =
-                    format!("'{name}' is not a field of a source of type '{kind}', which has {}.", known.join(", "));
-                Err(refusal(&format!("source.{name}"), &message))
-            }
-        }
-    }
+/// Reads some fields of a source of the type `kind`.
+fn part<T: DeserializeOwned>(fields: Map<String, Value>, kind: &str) -> Result<T, Fault> {
+    let read = parse_part(fields.into(), |field| {
+        let own: &[&str] = if kind == "responses" { &OfResponses::FIELDS } else { &[] };
+        let known = StoredAnswers::FIELDS.iter().chain(own).copied().collect::<Vec<_>>().join(", ");
+        let message = format!("'{}' is not a field of a source of type '{kind}', which has {known}.", field.name);
+        Problem::invalid(field.name.clone(), message)
+    });
+    read.map_err(|problem| below_source(&problem))
+}
 
-    /// Reads a field by `read`; null is as if absent.
-    fn get<T>(&self, name: &str, form: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>, Fault> {
-        let Some(value) = self.0.get(name).filter(|value| !value.is_null()) else { return Ok(None) };
-        read(value).map(Some).ok_or_else(|| refusal(&format!("source.{name}"), &format!("'{name}' must be {form}.")))
-    }
-
-    fn text(&self, name: &str) -> Result<Option<String>, Fault> {
-        self.get(name, "a text", |value| value.as_str().map(str::to_owned))
-    }
-
-    fn number(&self, name: &str) -> Result<Option<f64>, Fault> {
-        self.get(name, "a number", Value::as_f64)
-    }
-
-    fn whole(&self, name: &str, least: i64) -> Result<Option<i64>, Fault> {
-        let most = if name == "limit" { MAX_ITEMS as i64 } else { LAST_SECOND };
-        let within = |value: &Value| value.as_i64().filter(|number| (least..=most).contains(number));
-        self.get(name, &format!("a whole number from {least} to {most}"), within)
-    }
-
-    fn texts(&self, name: &str) -> Result<Vec<String>, Fault> {
-        let texts = |value: &Value| value.as_array()?.iter().map(|text| text.as_str().map(str::to_owned)).collect();
-        Ok(self.get(name, "an array of texts", texts)?.unwrap_or_default())
-    }
-
-    fn metadata(&self) -> Result<Map<String, Value>, Fault> {
-        let notes = |value: &Value| value.as_object().filter(|notes| notes.values().all(Value::is_string)).cloned();
-        Ok(self.get("metadata", "an object of texts", notes)?.unwrap_or_default())
-    }
+/// Turns what the common checks say into a fault of the data source.
+fn below_source(problem: &Problem) -> Fault {
+    let field = problem.error.param.as_deref().unwrap_or_default().split(['.', '[']).next().unwrap_or_default();
+    refusal(&format!("source.{field}"), &problem.error.message)
 }
 
 #[cfg(test)]
@@ -182,13 +157,17 @@ mod tests {
         else {
             panic!("responses")
         };
-        assert_eq!((filter.model.as_deref(), filter.temperature, limit), (Some("m"), Some(0.0), Some(3)));
+        assert_eq!((filter.common.model.as_deref(), filter.temperature, limit), (Some("m"), Some(0.0), 3));
         assert_eq!((filter.tools, filter.users), (vec!["f".to_owned()], Vec::new()));
         for (kind, source, param) in [
             ("stored_completions", json!({"users": ["a"]}), "source.users"),
             ("stored_completions", json!({"limit": 0}), "source.limit"),
             ("stored_completions", json!({"created_after": "now"}), "source.created_after"),
             ("stored_completions", json!({"metadata": {"a": 1}}), "source.metadata"),
+            ("stored_completions", json!({"created_before": 253_402_300_800_i64}), "source.created_before"),
+            ("stored_completions", json!({"limit": 50_001}), "source.limit"),
+            ("responses", json!({"limit": "3"}), "source.limit"),
+            ("responses", json!({"temperature": "hot"}), "source.temperature"),
             ("responses", json!({"tools": [1]}), "source.tools"),
             ("responses", json!({"content": []}), "source.content"),
         ] {

@@ -2,7 +2,7 @@
 //! they may cost. `api::distillation` does what this asks for.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::settings::Settings;
@@ -12,11 +12,13 @@ use crate::api::distillation::teacher::price;
 use crate::api::graders::check;
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::values;
-use crate::api::operations::checks::{check_metadata, within};
+use crate::api::operations::checks::within;
+use crate::api::operations::stored_answers::{DEFAULT, MOST, StoredAnswers};
 use crate::graders::spec::{Grader, Purpose};
 use crate::jobs::JobSpec;
-use crate::jobs::collections::{Distillation, Keep, Prompts, StoredPrompts};
+use crate::jobs::collections::{Distillation, Keep, Prompts};
 use crate::store::files::new_file_id;
+use crate::store::stored_completions::CompletionChoice;
 use crate::teachers::money::Money;
 
 const PLACE: &str = "method.distillation";
@@ -24,11 +26,6 @@ const PLACE: &str = "method.distillation";
 const MAX_SAMPLES: u32 = 16;
 const MAX_TOKENS: u32 = 1 << 17;
 const MAX_GRADERS: usize = 16;
-/// Stored chats at the most, and by default.
-const MAX_STORED: i64 = 100_000;
-const STORED: i64 = 10_000;
-/// The last second of the year 9999.
-const LAST_SECOND: i64 = 253_402_300_799;
 
 /// The settings of `distillation`: an extension of this server.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, ToSchema)]
@@ -44,7 +41,7 @@ pub(crate) struct DistillationSettings {
     pub prompts: Option<String>,
     /// Stored chats, in place of a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stored_completions: Option<StoredChats>,
+    pub stored_completions: Option<StoredAnswers>,
     /// Answers to each prompt, 1 to 16.
     #[schema(minimum = 1, maximum = 16, default = 1)]
     #[serde(default, deserialize_with = "values::optional")]
@@ -82,29 +79,6 @@ pub(crate) struct DistillationSettings {
     pub report_file: Option<String>,
 }
 
-/// Which stored chats.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct StoredChats {
-    /// Only answers of this model, as it was asked for.
-    #[serde(default, deserialize_with = "values::text")]
-    pub model: Option<String>,
-    /// Only answers that have these notes among theirs.
-    #[schema(value_type = Option<std::collections::HashMap<String, String>>)]
-    #[serde(default)]
-    pub metadata: Option<Map<String, Value>>,
-    /// Unix seconds: only answers of this time or later.
-    #[serde(default, deserialize_with = "values::optional")]
-    pub created_after: Option<i64>,
-    /// Unix seconds: only answers of this time or earlier.
-    #[serde(default, deserialize_with = "values::optional")]
-    pub created_before: Option<i64>,
-    /// Chats at the most, the newest.
-    #[schema(minimum = 1, maximum = 100_000, default = 10_000)]
-    #[serde(default, deserialize_with = "values::optional")]
-    pub limit: Option<i64>,
-}
-
 /// Returns a field's path.
 fn at(field: &str) -> String {
     format!("{PLACE}.{field}")
@@ -112,6 +86,14 @@ fn at(field: &str) -> String {
 
 fn invalid(field: &str, message: impl Into<String>) -> Problem {
     Problem::invalid_code(at(field), "invalid_value", message)
+}
+
+/// Checks a choice of stored chats.
+fn choice(stored: &StoredAnswers) -> Result<CompletionChoice> {
+    stored.clone().check(DEFAULT, MOST).map_err(|problem| {
+        let field = problem.error.param.clone().unwrap_or_default();
+        problem.param(at(&format!("stored_completions.{field}")))
+    })
 }
 
 /// Blames a fault on the field's path.
@@ -141,7 +123,7 @@ impl DistillationSettings {
                 return Err(invalid("stored_completions", message));
             }
             (Some(file), None) => Prompts::File(file.to_owned()),
-            (None, Some(stored)) => Prompts::StoredCompletions(stored.check()?),
+            (None, Some(stored)) => Prompts::StoredCompletions(choice(stored)?),
             (None, None) => {
                 let message =
                     format!("Missing required parameter: '{}' or '{}'.", at("prompts"), at("stored_completions"));
@@ -205,7 +187,7 @@ impl DistillationSettings {
     pub(super) fn of(plan: &Distillation, hyperparameters: Settings) -> Self {
         let (prompts, stored_completions) = match &plan.prompts {
             Prompts::File(file) => (Some(file.clone()), None),
-            Prompts::StoredCompletions(stored) => (None, Some(StoredChats::of(stored))),
+            Prompts::StoredCompletions(stored) => (None, Some(StoredAnswers::of(stored))),
         };
         let asks = plan.teacher.is_some();
         Self {
@@ -222,32 +204,6 @@ impl DistillationSettings {
             keep: Some(plan.keep.word().into()),
             hyperparameters: Some(hyperparameters),
             report_file: Some(plan.report_file.clone()),
-        }
-    }
-}
-
-impl StoredChats {
-    fn check(&self) -> Result<StoredPrompts> {
-        let place = |field: &str| format!("stored_completions.{field}");
-        let time = |field: &'static str, seconds| located(&place(field), within(field, seconds, 0, LAST_SECOND));
-        located("stored_completions.metadata", check_metadata(self.metadata.as_ref()))?;
-        let limit = located("stored_completions.limit", within("limit", self.limit, 1, MAX_STORED))?;
-        Ok(StoredPrompts {
-            model: self.model.clone(),
-            metadata: self.metadata.clone().unwrap_or_default(),
-            created_after: time("created_after", self.created_after)?,
-            created_before: time("created_before", self.created_before)?,
-            limit: limit.unwrap_or(STORED),
-        })
-    }
-
-    fn of(stored: &StoredPrompts) -> Self {
-        Self {
-            model: stored.model.clone(),
-            metadata: (!stored.metadata.is_empty()).then(|| stored.metadata.clone()),
-            created_after: stored.created_after,
-            created_before: stored.created_before,
-            limit: Some(stored.limit),
         }
     }
 }

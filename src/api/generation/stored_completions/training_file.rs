@@ -16,46 +16,25 @@ use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::api::http::upload::upload_file;
 use crate::api::http::values;
-use crate::api::operations::checks::{check_metadata, within};
 use crate::api::operations::files::FileObject;
+use crate::api::operations::stored_answers::{DEFAULT, MOST, StoredAnswers, with_stored_answers};
 use crate::datasets::parse::example;
 use crate::off_thread::off_thread;
-use crate::store::files::{NewFile, Page};
-use crate::store::stored_completions::{CompletionFilter, StoredCompletion};
+use crate::store::files::NewFile;
+use crate::store::stored_completions::{CompletionChoice, StoredCompletion};
 
-/// Stored answers that one file is made of at the most, and by default.
-const MAX_ANSWERS: i64 = 100_000;
-const ANSWERS: i64 = 10_000;
-/// Answers that are read at a time.
-const BATCH: i64 = 200;
-/// The last second of the year 9999.
-const LAST_SECOND: i64 = 253_402_300_799;
 /// Name of a file whose maker gives it none.
 const FILENAME: &str = "stored_completions.jsonl";
 
-/// Which stored answers to make a training file of. Without filters: the newest.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct CreateTrainingFile {
-    /// Only answers of this model, as it was asked for.
-    pub model: Option<String>,
-    /// Only answers that have these notes among theirs.
-    #[schema(value_type = Option<std::collections::HashMap<String, String>>)]
-    pub metadata: Option<Map<String, Value>>,
-    /// Unix seconds: only answers of this time or later.
-    #[serde(default, deserialize_with = "values::optional")]
-    pub created_after: Option<i64>,
-    /// Unix seconds: only answers of this time or earlier.
-    #[serde(default, deserialize_with = "values::optional")]
-    pub created_before: Option<i64>,
-    /// Answers at the most, the newest.
-    #[schema(minimum = 1, maximum = 100_000, default = 10_000)]
-    #[serde(default, deserialize_with = "values::optional")]
-    pub limit: Option<i64>,
-    /// Name of the file.
-    #[schema(default = "stored_completions.jsonl")]
-    #[serde(default, deserialize_with = "values::text")]
-    pub filename: Option<String>,
+with_stored_answers! {
+    /// Which stored answers to make a training file of. Without filters: the newest.
+    #[derive(Debug, Deserialize, ToSchema)]
+    pub(crate) struct CreateTrainingFile {
+        /// Name of the file.
+        #[schema(default = "stored_completions.jsonl")]
+        #[serde(default, deserialize_with = "values::text")]
+        pub filename: Option<String>,
+    }
 }
 
 /// A training file, and what it was made of.
@@ -85,22 +64,15 @@ pub(crate) async fn create(
     caller: Caller,
     Body(request): Body<CreateTrainingFile>,
 ) -> Result<Json<TrainingFile>, Problem> {
-    let limit = within("limit", request.limit, 1, MAX_ANSWERS)?.unwrap_or(ANSWERS);
-    check_metadata(request.metadata.as_ref())?;
-    let time = |param, seconds| within(param, seconds, 0, LAST_SECOND);
-    let filename: String = request.filename.as_deref().unwrap_or(FILENAME).chars().take(255).collect();
-    let filter = CompletionFilter {
-        model: request.model,
-        metadata: request.metadata.unwrap_or_default(),
-        created_after: time("created_after", request.created_after)?,
-        created_before: time("created_before", request.created_before)?,
-    };
+    let CreateTrainingFile { model, metadata, created_after, created_before, limit, filename } = request;
+    let choice = StoredAnswers { model, metadata, created_after, created_before, limit }.check(DEFAULT, MOST)?;
+    let filename: String = filename.as_deref().unwrap_or(FILENAME).chars().take(255).collect();
     state.completions.flush().await?;
     let folder = &state.store.scratch;
     let context = || format!("write a training file to {}", folder.display());
     tokio::fs::create_dir_all(folder).await.map_err(Problem::io(context()))?;
     let (file, path) = upload_file(folder).map_err(Problem::io(context()))?.into_parts();
-    let made = Made::write(&state, &caller.organization, &filter, limit, (file, &path)).await?;
+    let made = Made::write(&state, &caller.organization, &choice, (file, &path)).await?;
     if made.lines == 0 {
         let message = if made.completions == 0 {
             "No stored completion matches: nothing would be in the file."
@@ -125,23 +97,22 @@ struct Made {
 }
 
 impl Made {
-    /// Writes the lines of the newest `limit` answers that pass the filter, the newest first.
+    /// Writes the lines of the answers, the newest first.
     async fn write(
         state: &ApiState,
         organization: &str,
-        filter: &CompletionFilter,
-        limit: i64,
+        choice: &CompletionChoice,
         (file, path): (std::fs::File, &Path),
     ) -> Result<Self> {
         let most_bytes = state.config.limits.max_file_bytes;
         let mut file = tokio::fs::File::from_std(file);
-        let (mut made, mut bytes, mut after) = (Self::default(), 0, None);
+        let (mut made, mut bytes) = (Self::default(), 0);
+        let mut chosen = state.store.chosen_completions(organization, choice);
         loop {
-            let rest = limit - made.completions as i64;
-            let page = Page { after, limit: rest.min(BATCH), ascending: false };
-            let (answers, more) = state.store.stored_completions(organization, filter, page, true).await?;
-            let Some(last) = answers.last() else { break };
-            after = Some(last.id.clone());
+            let answers = chosen.next().await?;
+            if answers.is_empty() {
+                break;
+            }
             made.completions += answers.len();
             let work = move || {
                 let mut written = (Self::default(), String::new());
@@ -158,9 +129,6 @@ impl Made {
                 return Err(Problem::too_large("The file", most_bytes).param("limit"));
             }
             file.write_all(text.as_bytes()).await.map_err(Problem::io(format!("write {}", path.display())))?;
-            if !more || made.completions as i64 >= limit {
-                break;
-            }
         }
         file.flush().await.map_err(Problem::io(format!("write {}", path.display())))?;
         Ok(made)
