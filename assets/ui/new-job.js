@@ -56,6 +56,7 @@ if (form) {
     const { signal } = running;
     const query = chosen();
     history.replaceState(null, "", `${form.getAttribute("action")}?${query}`);
+    names = names.filter((name) => document.getElementById(name));
     for (const name of names) document.getElementById(name).setAttribute("aria-busy", "true");
     for (const name of names) {
       query.set("part", name);
@@ -117,5 +118,5 @@ if (form) {
     });
   }
 
-  ask(["understood", "estimate"].filter((name) => "missing" in document.getElementById(name).dataset));
+  ask(["understood", "estimate"].filter((name) => "missing" in (document.getElementById(name)?.dataset ?? {})));
 }

@@ -132,6 +132,12 @@ impl Queue {
         Ok(sqlx::query_as(sql::COLLECTION_ANSWERS).bind(job.key).fetch_all(&self.store.pool).await?)
     }
 
+    /// Returns the data of the last event that told how far the collection is; `None` if none has.
+    pub async fn collected(&self, job: &Job) -> Result<Option<Value>> {
+        let data = sqlx::query_scalar(sql::COLLECTION_TOLD).bind(job.key);
+        Ok(data.fetch_optional(&self.store.pool).await?)
+    }
+
     /// Notes what the requests for an answer may cost, before the next one is sent; false if the lease is lost.
     pub async fn charge_answer(&self, job: &Job, (prompt, sample): &Place, cost: Money) -> Result<bool> {
         let charge = sqlx::query(sql::COLLECTION_CHARGE).bind(job.key).bind(job.attempt).bind(prompt).bind(sample);

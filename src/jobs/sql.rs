@@ -31,6 +31,7 @@ pub(super) const COLLECTION_CHARGE: &str = include_str!("sql/collection_charge.s
 pub(super) const COLLECTION_CLAIM: &str = include_str!("sql/collection_claim.sql");
 pub(super) const COLLECTION_END: &str = include_str!("sql/collection_end.sql");
 pub(super) const COLLECTION_JUDGE: &str = include_str!("sql/collection_judge.sql");
+pub(super) const COLLECTION_TOLD: &str = include_str!("sql/collection_told.sql");
 pub(super) const END_ATTEMPT: &str = include_str!("sql/end_attempt.sql");
 pub(super) const ENQUEUE: &str = include_str!("sql/enqueue.sql");
 pub(super) const EVAL_BEGIN: &str = include_str!("sql/eval_begin.sql");

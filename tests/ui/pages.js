@@ -38,6 +38,11 @@ export const PAGES = [
     ready: "#plot canvas",
   },
   { name: "new-fine-tune", path: () => "/ui/fine-tunes/new", reads: ["New fine-tune", "A file of examples"] },
+  {
+    name: "new-distillation",
+    path: () => "/ui/fine-tunes/new/distillation",
+    reads: ["Learn from a teacher", "Who answers", "What the answers may cost"],
+  },
   { name: "playground", path: () => "/ui/playground", reads: ["Playground", "Model 4"] },
   { name: "similarity", path: () => "/ui/playground/texts", reads: ["Similarity of texts"] },
   { name: "models", path: () => "/ui/models", reads: ["Models", "demo"] },

@@ -2,9 +2,10 @@
 //! another, [`points`] every figure and event as tables, [`new_job`] begins a new one.
 //!
 //! [`charts`] puts a job's figures into charts, [`thinning`] leaves out what no eye sees, [`spark`] draws lines on the
-//! server. [`stream`] tells an open page what happens, from the [`feed`] of the job, which all its readers share.
+//! server, [`collection`] shows how far the answers of a teacher are. [`stream`] tells an open page what happens, from the [`feed`] of the job, which all its readers share.
 
 mod charts;
+mod collection;
 mod comparison;
 pub(super) mod feed;
 mod job;
@@ -55,6 +56,7 @@ fn routes() -> Router<Pages> {
         .route("/ui/fine-tunes/{id}/events", get(points::events))
         .route("/ui/fine-tunes/{id}/adapter", get(job::adapter))
         .route("/ui/fine-tunes/{id}/result", get(job::result))
+        .route("/ui/fine-tunes/{id}/report", get(job::report))
         .route("/ui/fine-tunes/{id}/pause", post(job::pause))
         .route("/ui/fine-tunes/{id}/resume", post(job::resume))
         .route("/ui/fine-tunes/{id}/cancel", post(job::cancel))

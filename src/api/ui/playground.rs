@@ -7,7 +7,7 @@
 
 mod answers;
 mod form;
-mod models;
+pub(super) mod models;
 mod parts;
 mod request;
 mod texts;

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::charts::JobCharts;
 use super::parts::Standing;
-use super::{SECTION, parts, settings};
+use super::{SECTION, collection, parts, settings};
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::extract::Path;
 use crate::api::http::query::Query;
@@ -52,7 +52,8 @@ async fn standing(pages: &Pages, job: Job) -> Result<Standing, Problem> {
     let (messages, more_messages) = queue.messages(&job, EVENTS).await?;
     let newest = Page { after: None, limit: CHECKPOINTS, ascending: false };
     let (checkpoints, _) = queue.checkpoints(&job, newest).await?;
-    Ok(Standing { job, progress, messages, more_messages, checkpoints })
+    let collected = if job.spec.distillation.is_some() { queue.collected(&job).await? } else { None };
+    Ok(Standing { job, progress, messages, more_messages, checkpoints, collected })
 }
 
 /// Finds the visitor's job.
@@ -79,6 +80,7 @@ pub(super) async fn show(
         h1 { bdi { (title) } }
         p.hidden id="told" role="status" aria-live="polite" {}
         (parts::standing(&pages.api.config, &standing))
+        (collection::section(&pages.api.config, &standing))
         @if !is_live { (charts(job, &curves)) }
         (parts::account(&pages.api.config, &standing))
         (parts::answers(&standing))
@@ -115,8 +117,9 @@ fn charts(job: &Job, curves: &Curves) -> Markup {
 }
 
 async fn settings(pages: &Pages, job: &Job) -> Result<Markup, Problem> {
-    let ids = [Some(&job.spec.training_file), job.spec.validation_file.as_ref()];
-    let ids: Vec<String> = ids.into_iter().flatten().cloned().collect();
+    let prompts = job.spec.input_file().map(|(_, file)| file);
+    let ids = [Some(job.spec.training_file.as_str()), job.spec.validation_file.as_deref(), prompts];
+    let ids: Vec<String> = ids.into_iter().flatten().map(str::to_owned).collect();
     let files = pages.api.store.files_of(&job.organization, &ids).await?;
     let name = |id: &str| files.iter().find(|file| file.id == id).map(|file| file.filename.clone());
     Ok(html! {
@@ -169,7 +172,21 @@ pub(super) async fn result(
 ) -> Result<Response, Fault> {
     let job = find(&pages, &visitor, &id).await?;
     let kind = "result file of the fine-tune";
-    let file = job.result_files.first().ok_or(Problem::from(store::Error::NotFound { kind, id }))?;
+    let file = parts::result_file(&job).ok_or(Problem::from(store::Error::NotFound { kind, id }))?;
+    pages.ask(&visitor.caller, Method::GET, &format!("/v1/files/{file}/content"), None, ()).await
+}
+
+/// Downloads the report on the answers of a teacher.
+pub(super) async fn report(
+    State(pages): State<Pages>,
+    visitor: Visitor,
+    Path(id): Path<String>,
+) -> Result<Response, Fault> {
+    let job = find(&pages, &visitor, &id).await?;
+    let kind = "report of the fine-tune";
+    let report = job.spec.distillation.as_ref().map(|plan| &plan.report_file);
+    let report = report.filter(|file| job.result_files.contains(file));
+    let file = report.ok_or(Problem::from(store::Error::NotFound { kind, id }))?;
     pages.ask(&visitor.caller, Method::GET, &format!("/v1/files/{file}/content"), None, ()).await
 }
 

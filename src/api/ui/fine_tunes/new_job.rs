@@ -1,20 +1,25 @@
 //! A new fine-tune. This file holds its routes and the first step: a file is dropped or chosen, and checked at once.
 //!
 //! [`form`] is the page of the file that was taken: what was understood of it ([`findings`]), the settings ([`draft`]),
-//! what the job would take ([`expectation`]), and the start. A table or a JSON array goes by [`columns`], where a person
-//! says what its columns are ([`tables`] and [`arrays`] read it, [`conversion`] makes lines of it). What is uploaded and
-//! started, the API's own routes take ([`deposit`]). Every step is a page with an address that holds all that was
-//! chosen, so that it works without JavaScript, survives a reload, and needs nothing kept on the server but files.
+//! what the job would take ([`expectation`]), and the start; [`distillation`] is its like for prompts that a teacher
+//! answers. A table or a JSON array goes by [`columns`], where a person says what its columns are ([`tables`] and
+//! [`arrays`] read it, [`conversion`] makes lines of it in one of the forms of [`targets`]); a text of prompts by
+//! [`texts`]. What is uploaded and started, the API's own routes take ([`deposit`]). Every step is a page with an address
+//! that holds all that was chosen, so that it works without JavaScript, survives a reload, and needs nothing kept on the
+//! server but files.
 
 mod arrays;
 mod columns;
 mod conversion;
 mod deposit;
+mod distillation;
 mod draft;
 mod expectation;
 mod findings;
 mod form;
 mod tables;
+mod targets;
+mod texts;
 
 use std::io::BufReader;
 use std::path::Path;
@@ -28,9 +33,10 @@ use axum::routing::{get, post};
 use maud::{Markup, html};
 
 use self::deposit::Refusal;
-use self::draft::Draft;
 use self::draft::url_pairs::encode;
+use self::draft::{DISTILLATION, Draft};
 use self::tables::Kind;
+use self::texts::Text;
 use super::SECTION;
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::form::Form;
@@ -60,6 +66,8 @@ pub(super) fn routes() -> Router<Pages> {
         .route("/ui/fine-tunes/new/discard", post(columns::discard))
         .route("/ui/fine-tunes/new/settings", get(form::show))
         .route("/ui/fine-tunes/new/start", post(form::start))
+        .route("/ui/fine-tunes/new/distillation", get(distillation::show))
+        .route("/ui/fine-tunes/new/distillation/start", post(distillation::start))
 }
 
 /// Shows the form for a file.
@@ -68,14 +76,21 @@ async fn show(visitor: Visitor, QueryPairs(pairs): QueryPairs) -> Markup {
 }
 
 fn first_step(visitor: &Visitor, draft: &Draft, fault: Option<Markup>) -> Markup {
-    let is_validation = !draft.get("training_file").is_empty();
-    let title = if is_validation { "A validation file" } else { "New fine-tune" };
+    let is_distillation = draft.method() == DISTILLATION;
+    let is_validation = !is_distillation && !draft.get("training_file").is_empty();
+    let title = match (is_distillation, is_validation) {
+        (true, _) => "A file of prompts",
+        (false, true) => "A validation file",
+        (false, false) => "New fine-tune",
+    };
     let body = html! {
         p.hint { a href=(SECTION.path) { "All fine-tunes" } }
         h1 { (title) }
         @if let Some(fault) = fault { section.card aria-label="What is wrong with the file" { (fault) } }
-        (file_form("A file of examples", draft))
-        @if is_validation {
+        (file_form(if is_distillation { "A file of prompts" } else { "A file of examples" }, draft))
+        @if is_distillation {
+            p { a href={ (PATH) "/" (DISTILLATION) "?" (draft.query()) } { "Back without it" } }
+        } @else if is_validation {
             p { a href={ (PATH) "/settings?" (draft.query()) } { "Back without it" } }
         } @else {
             section aria-labelledby="forms-title" {
@@ -87,6 +102,10 @@ fn first_step(visitor: &Visitor, draft: &Draft, fault: Option<Markup>) -> Markup
                 } }
                 p { "A table, saved as CSV (UTF-8) from a spreadsheet, or a JSON array is fine, too: you then choose which column is which." }
                 p.hint { "Ten examples are the least; some hundred good ones teach a task." }
+            }
+            section aria-labelledby="teacher-title" {
+                h2 id="teacher-title" { "Questions without answers" }
+                p { "If you have prompts alone, a larger model can answer them: " a href={ (PATH) "/" (DISTILLATION) } { "learn from a teacher" } "." }
             }
         }
     };
@@ -130,6 +149,9 @@ async fn receive(
         kind.map_err(Problem::io(context))
     });
     let purpose = match kind.await? {
+        Kind::Lines if draft.method() == DISTILLATION && is_text(&upload.filename) => {
+            return plain(&pages, &visitor, draft, upload).await;
+        }
         Kind::Lines => TRAINING,
         Kind::Convertible(_) => RAW,
         Kind::Refused(why) => {
@@ -147,13 +169,44 @@ async fn receive(
     }
 }
 
+/// Returns true if a file is one of plain text, by its name.
+fn is_text(filename: &str) -> bool {
+    Path::new(filename).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("txt"))
+}
+
+/// Takes a text with a prompt on each line, or with JSON Lines after all.
+async fn plain(pages: &Pages, visitor: &Visitor, draft: Draft, upload: Upload) -> Result<Response, Fault> {
+    let (source, folder) = (upload.path.to_path_buf(), pages.api.store.scratch.to_path_buf());
+    let text = off_thread("read a text", move || texts::prompts(&source, &folder)).await?;
+    let (path, filename) = match &text {
+        Text::Prompts(path) => (&**path, format!("{}.jsonl", upload.filename)),
+        Text::Lines => (&*upload.path, upload.filename.clone()),
+        Text::Refused(why) => {
+            let fault = html! { (heading(&upload.filename)) p.fault role="alert" { (why) } };
+            return Ok((StatusCode::BAD_REQUEST, first_step(visitor, &draft, Some(fault))).into_response());
+        }
+    };
+    match deposit::upload(pages, visitor, path, &filename, TRAINING).await? {
+        Ok(id) => Ok(see(&settings_of(draft, &id, 0))),
+        Err(refusal) => refused(visitor, &draft, upload, refusal).await,
+    }
+}
+
 /// Returns the address of the next step once the file `id` is one of training lines.
 fn settings_of(mut draft: Draft, id: &str, left_out: usize) -> String {
-    let name = if draft.get("training_file").is_empty() { "training_file" } else { "validation_file" };
+    let is_distillation = draft.method() == DISTILLATION;
+    let name = match draft.get("training_file") {
+        _ if is_distillation => "prompts",
+        "" => "training_file",
+        _ => "validation_file",
+    };
     draft.set(name, id);
+    if is_distillation {
+        draft.set("from", "file");
+    }
     let left_out = (left_out > 0).then(|| left_out.to_string());
     let query = encode(draft.pairs().chain(left_out.as_deref().map(|count| ("left_out", count))));
-    format!("{PATH}/settings?{query}")
+    format!("{PATH}/{}?{query}", if is_distillation { DISTILLATION } else { "settings" })
 }
 
 /// Says why the API does not take a file: by its lines, where it is for them.

@@ -24,6 +24,8 @@ pub(super) struct Standing {
     pub messages: Vec<JobEvent>,
     pub more_messages: bool,
     pub checkpoints: Vec<ModelCheckpoint>,
+    /// How far the answers of a teacher were when that was last told.
+    pub collected: Option<Value>,
 }
 
 /// Where the job stands, why, what came of it, and what can be done.
@@ -59,8 +61,10 @@ fn actions(job: &Job) -> Markup {
     let is_current = job.api == JobApi::FineTuningJobs;
     let can_pause = can_stop && job.status != JobStatus::Paused && is_current;
     let is_pausing = job.stop_request.as_deref() == Some("pause");
-    let failed_with_state = job.status == JobStatus::Failed && job.checkpoint.is_some();
-    let can_resume = is_current && (job.status == JobStatus::Paused || is_pausing || failed_with_state);
+    // What is paid for is kept, too.
+    let lost_its_teacher = job.error.as_ref().is_some_and(|error| error.code == "teacher_unavailable");
+    let can_go_on = job.status == JobStatus::Failed && (job.checkpoint.is_some() || lost_its_teacher);
+    let can_resume = is_current && (job.status == JobStatus::Paused || is_pausing || can_go_on);
     let path = format!("/ui/fine-tunes/{}", job.id);
     let question =
         "Cancel this fine-tune? What it has learned since its last checkpoint is lost, and it cannot be resumed.";
@@ -73,11 +77,17 @@ fn actions(job: &Job) -> Markup {
             }
             @if let Some(path) = job.fine_tuned_model.as_ref().and_then(|model| trial(job, model)) { a.button href=(path) { "Try it beside its base" } }
             @if job.fine_tuned_model.is_some() { a.button.quiet href={ (path) "/adapter" } download { "Download the adapter" } }
-            @if !job.result_files.is_empty() {
+            @if result_file(job).is_some() {
                 a.button.quiet href={ (path) "/result" } download={ (job.id) ".csv" } { "Download the result file" }
             }
         }
     }
+}
+
+/// Returns the file with the figures of all steps, once it is there; that of the answers of a teacher is another one.
+pub(super) fn result_file(job: &Job) -> Option<&str> {
+    let report = job.spec.distillation.as_ref().map(|plan| &plan.report_file);
+    job.result_files.iter().find(|file| Some(*file) != report).map(String::as_str)
 }
 
 /// Returns the path of the page that tries `model`, which the job has made, beside the one that it was trained from;

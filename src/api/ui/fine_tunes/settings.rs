@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use maud::{Markup, html};
 use serde_json::Value;
 
+use super::collection;
 use crate::jobs::Job;
 
 /// Shows the settings of a job; `file_name` finds the name of a file by its id.
@@ -13,7 +14,15 @@ pub(super) fn table(job: &Job, file_name: impl Fn(&str) -> Option<String>) -> Ma
     html! {
         dl.facts {
             dt { "Model" } dd { bdi { (job.spec.asked_model()) } }
-            dt { "Training file" } dd { (file(&job.spec.training_file, &file_name)) }
+            @if let Some(plan) = &job.spec.distillation { (collection::settings(plan, |id| file(id, &file_name))) }
+            dt { "Training file" }
+            dd {
+                @if job.spec.distillation.is_some() && job.resolved.is_none() && file_name(&job.spec.training_file).is_none() {
+                    "is made of the answers"
+                } @else {
+                    (file(&job.spec.training_file, &file_name))
+                }
+            }
             @if let Some(id) = &job.spec.validation_file { dt { "Validation file" } dd { (file(id, &file_name)) } }
             @if let Some(suffix) = &job.spec.suffix { dt { "Suffix" } dd { bdi { (suffix) } } }
             dt { "Seed" } dd { (job.spec.seed) }

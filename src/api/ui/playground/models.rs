@@ -17,7 +17,7 @@ const OFFERED: usize = 500;
 
 /// What a model is wanted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Use {
+pub(in crate::api::ui) enum Use {
     /// Writing answers.
     Answers,
     /// Making vectors.
@@ -25,7 +25,11 @@ pub(super) enum Use {
 }
 
 /// Returns the names of models that the caller may use for this: bases, then the newest of the others.
-pub(super) async fn offered(state: &ApiState, caller: &Caller, wanted: Use) -> Result<Vec<String>, Problem> {
+pub(in crate::api::ui) async fn offered(
+    state: &ApiState,
+    caller: &Caller,
+    wanted: Use,
+) -> Result<Vec<String>, Problem> {
     let cursor = Cursor { after: None, limit: Some(LOOKED_AT) };
     let models = model_list::page(state, caller, cursor).await?.data;
     let can = |model: &Model| base(state, model).is_some_and(|base| serves(base, wanted));

@@ -8,10 +8,11 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use maud::{Markup, html};
 
-use super::conversion::{Conversion, Converted, TARGETS, Target};
-use super::draft::Draft;
+use super::conversion::{Conversion, Converted};
 use super::draft::url_pairs::encode;
+use super::draft::{DISTILLATION, Draft};
 use super::tables::{Cell, Kind, MAX_COLUMNS, Rows, SEPARATORS, Source, kind};
+use super::targets::{PROMPTS, TARGETS, Target};
 use super::{PATH, RAW, SECTION, TRAINING, deposit, findings, settings_of};
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::query::QueryPairs;
@@ -82,8 +83,9 @@ async fn step(pages: &Pages, visitor: &Visitor, asked: &Asked, fault: Option<Mar
             p.fault { "No row could be read." }
         } @else {
             @if beginning.source == Source::Array { (as_it_is(&file, &draft)) }
-            @let best = best(&beginning.columns);
-            @for target in TARGETS { (target_form(target, target.id == best, &file, &beginning, &draft, asked)) }
+            @let targets = if draft.method() == DISTILLATION { PROMPTS } else { TARGETS };
+            @let best = best(targets, &beginning.columns);
+            @for target in targets { (target_form(target, target.id == best, &file, &beginning, &draft, asked)) }
         }
         form method="post" action={ (PATH) "/discard" } {
             input type="hidden" name="file" value=(file.id);
@@ -226,7 +228,7 @@ fn as_it_is(file: &File, draft: &Draft) -> Markup {
 }
 
 /// The kind of line that the names of the columns fit best.
-fn best(columns: &[String]) -> &'static str {
+fn best(targets: &'static [Target], columns: &[String]) -> &'static str {
     let share = |target: &Target| {
         let guesses = target.guess(columns);
         let required: Vec<_> = target.roles.iter().zip(&guesses).filter(|(role, _)| role.required).collect();
@@ -234,8 +236,8 @@ fn best(columns: &[String]) -> &'static str {
         // Of two that fit wholly, the one that takes more of the columns.
         (found == required.len(), if found == required.len() { guesses.iter().flatten().count() } else { 0 })
     };
-    let mut best = &TARGETS[0];
-    for target in TARGETS {
+    let mut best = &targets[0];
+    for target in targets {
         if share(target) > share(best) {
             best = target;
         }

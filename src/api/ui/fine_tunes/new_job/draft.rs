@@ -193,9 +193,35 @@ pub(super) const SETTINGS: &[Field] = &[
 
 /// The fields that are no settings of training.
 const OTHERS: [&str; 6] = ["training_file", "validation_file", "model", "method", "suffix", "seed"];
+/// Those of the method `distillation`.
+const OF_DISTILLATION: [&str; 21] = [
+    "from",
+    "prompts",
+    "stored_model",
+    "note",
+    "note_value",
+    "created_after",
+    "created_before",
+    "limit",
+    "teacher",
+    "max_teacher_cost",
+    "samples",
+    "temperature",
+    "max_tokens",
+    "keep",
+    "filter",
+    "filter_text",
+    "filter_field",
+    "judge",
+    "judge_rule",
+    "graders",
+    "min_score",
+];
+/// The word of that method.
+pub(super) const DISTILLATION: &str = "distillation";
 
 /// Longest text of a field.
-const MAX_TEXT: usize = 4096;
+pub(super) const MAX_TEXT: usize = 4096;
 
 /// What was chosen so far.
 #[derive(Debug, Clone, Default)]
@@ -208,7 +234,8 @@ impl Draft {
     pub(super) fn of(pairs: &[(String, String)]) -> Self {
         let mut draft = Self::default();
         for (name, value) in pairs {
-            let known = OTHERS.into_iter().chain(SETTINGS.iter().map(|field| field.name)).find(|known| known == name);
+            let fields = OTHERS.into_iter().chain(OF_DISTILLATION).chain(SETTINGS.iter().map(|field| field.name));
+            let known = fields.into_iter().find(|known| known == name);
             if let Some(known) = known {
                 draft.set(known, value.trim());
             }
@@ -247,8 +274,8 @@ impl Draft {
         }
     }
 
-    /// Returns the body of the request that creates the job, or estimates it.
-    pub(super) fn body(&self) -> Value {
+    /// Returns the settings of training that were chosen.
+    pub(super) fn settings(&self) -> Map<String, Value> {
         let mut settings = Map::new();
         for field in SETTINGS {
             let text = self.get(field.name);
@@ -256,13 +283,25 @@ impl Draft {
                 settings.insert(field.name.into(), field.kind.value(text));
             }
         }
+        settings
+    }
+
+    /// Returns the body of the request that creates the job, or estimates it.
+    pub(super) fn body(&self) -> Value {
         let method = self.method();
-        let mut body = json!({"model": self.get("model"), "training_file": self.get("training_file")});
-        body["method"] = json!({"type": method, method: {"hyperparameters": settings}});
-        for name in ["validation_file", "suffix"] {
-            if !self.get(name).is_empty() {
-                body[name] = self.get(name).into();
-            }
+        let mut body = self.body_of(&json!({"type": method, method: {"hyperparameters": self.settings()}}));
+        body["training_file"] = self.get("training_file").into();
+        if !self.get("validation_file").is_empty() {
+            body["validation_file"] = self.get("validation_file").into();
+        }
+        body
+    }
+
+    /// Returns the body for a `method` with what every job has.
+    pub(super) fn body_of(&self, method: &Value) -> Value {
+        let mut body = json!({"model": self.get("model"), "method": method});
+        if !self.get("suffix").is_empty() {
+            body["suffix"] = self.get("suffix").into();
         }
         if !self.get("seed").is_empty() {
             body["seed"] = number_or_text(self.get("seed"));
@@ -288,7 +327,8 @@ impl FieldKind {
     }
 }
 
-fn number_or_text(text: &str) -> Value {
+/// Returns a number, or what was written in its place, which the API refuses in its words.
+pub(super) fn number_or_text(text: &str) -> Value {
     match serde_json::from_str(text) {
         Ok(number @ Value::Number(_)) => number,
         // As people write numbers, too: `.5`, `1.`, `+2`.

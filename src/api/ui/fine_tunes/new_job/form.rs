@@ -49,8 +49,8 @@ const OF_READING: [&str; 8] = [
     "document_prompt",
 ];
 
-const ESTIMATE: &str = "/v1/fine_tuning/jobs/estimate";
-const JOBS: &str = "/v1/fine_tuning/jobs";
+pub(super) const ESTIMATE: &str = "/v1/fine_tuning/jobs/estimate";
+pub(super) const JOBS: &str = "/v1/fine_tuning/jobs";
 
 /// Shows the page, or the part of it that the script asks for.
 pub(super) async fn show(
@@ -296,7 +296,7 @@ impl Choices {
     }
 }
 
-fn input(field: &Field, draft: &Draft, refusal: Option<&Refusal>) -> Markup {
+pub(super) fn input(field: &Field, draft: &Draft, refusal: Option<&Refusal>) -> Markup {
     let (id, value) = (field.name, draft.get(field.name));
     let hint = format!("{id}-hint");
     let reads = OF_READING.contains(&id);

@@ -85,7 +85,9 @@ fn kind_of(sample: &[u8], is_cut: bool, name: &str) -> Kind {
     let extension = Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     let is_named = ["csv", "tsv", "tab"].iter().any(|known| extension.eq_ignore_ascii_case(known));
     let (separator, is_regular) = separator_of(sample, is_cut);
-    let Some(separator) = separator.filter(|_| is_named || is_regular) else { return Kind::Lines };
+    // A table by its name is one, though it has a single column.
+    let separator = separator.filter(|_| is_named || is_regular).or(is_named.then_some(b','));
+    let Some(separator) = separator else { return Kind::Lines };
     match std::str::from_utf8(sample) {
         Err(error) if !(is_cut && error.error_len().is_none()) => {
             let at = &sample[..error.valid_up_to()];
@@ -424,6 +426,7 @@ mod tests {
             ("\u{feff}question,answer\r\na,b\r\n".as_bytes(), "x", table(b',')),
             (b"sep=;\nquestion;answer\na;b\n", "x.csv", table(b';')),
             (b"one,two\n\"a\nb\",c\nd\n", "x.CSV", table(b',')),
+            (b"question\n\"Who, and when?\"\nWhy?\n", "x.csv", table(b',')),
             (b"{\"prompt\":\"a, b\"}\n{\"prompt\":\"a, b\"}\n", "x.csv", Kind::Lines),
             (b"[{\"a\":1},{\"a\":2}]", "x.json", Kind::Convertible(Source::Array)),
             (b" [\n  {\"a\":1}\n]", "x.json", Kind::Convertible(Source::Array)),
