@@ -43,6 +43,7 @@ use crate::store::names::{is_job_name, is_job_name_of};
 use crate::store::postgres::PrivatePostgres;
 use crate::store::response_changes::ResponseChanges;
 use crate::store::usage_recorder::UsageRecorder;
+use crate::store::work_changes::WorkChanges;
 use crate::teachers::Teachers;
 use crate::{Error, Result, system};
 
@@ -89,7 +90,8 @@ impl App {
         let completions = CompletionRecorder::new(store.clone());
         let queue = Queue::open(store.clone()).await?;
         let batches = Batches::new(store.clone());
-        let response_changes = ResponseChanges::open(&store).await?;
+        let response_changes = ResponseChanges::default();
+        let work = WorkChanges::open(&store, &response_changes).await?;
         if postgres.is_some() {
             // Nobody else uses this database: jobs that its rows call running belonged to a process that was killed.
             let lost = queue.reap_all().await?;
@@ -135,6 +137,7 @@ impl App {
             queue,
             batches,
             response_changes,
+            work,
             estimator,
             keys,
             grammars,

@@ -63,6 +63,7 @@ use crate::store::completion_recorder::CompletionRecorder;
 use crate::store::key_directory::KeyDirectory;
 use crate::store::response_changes::ResponseChanges;
 use crate::store::usage_recorder::UsageRecorder;
+use crate::store::work_changes::WorkChanges;
 use crate::teachers::Teachers;
 use crate::{Error, Result};
 
@@ -222,6 +223,8 @@ pub struct ApiState {
     pub batches: Batches,
     /// Tells of responses in the background.
     pub response_changes: ResponseChanges,
+    /// Tells of other work in the background.
+    pub work: WorkChanges,
     /// Estimates the time and memory of a fine-tune job.
     pub estimator: Estimator,
     /// The API keys in the database.

@@ -32,6 +32,7 @@ pub mod uploads;
 pub mod usage;
 pub mod usage_recorder;
 pub mod webhooks;
+pub mod work_changes;
 mod write_probe;
 
 use std::path::Path;

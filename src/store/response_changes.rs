@@ -1,5 +1,5 @@
 //! Receives the database's notifications of responses in the background, and wakes who waits for one: the work that takes
-//! up those that wait, and readers of the events of one. `app` opens it, `api::generation::responses` waits.
+//! up those that wait, and readers of the events of one. `work_changes` listens for it, `api::generation::responses` waits.
 //!
 //! A wake is a hint: whoever waits looks at the database again, and looks now and then without one.
 
@@ -9,19 +9,16 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
-use tokio_util::task::AbortOnDropHandle;
 
-use crate::store::notifications::{self, Heard};
-use crate::store::{Result, Store};
+use crate::store::notifications::{Ear, Heard};
 
 /// The database's channel; the triggers of the migrations write to it.
 const CHANNEL: &str = "responses";
 
 /// Wakes who waits for responses. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ResponseChanges {
     waiting: Arc<Waiting>,
-    _listener: Arc<AbortOnDropHandle<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -41,12 +38,10 @@ pub struct ResponseReader {
 }
 
 impl ResponseChanges {
-    /// Begins to listen.
-    pub async fn open(store: &Store) -> Result<Self> {
-        let waiting = Arc::<Waiting>::default();
-        let told = Arc::clone(&waiting);
-        let listener = notifications::listen(store, CHANNEL, move |heard| told.wake(heard)).await?;
-        Ok(Self { waiting, _listener: Arc::new(listener) })
+    /// Returns what listens for it.
+    pub(super) fn ear(&self) -> Ear {
+        let waiting = Arc::clone(&self.waiting);
+        (CHANNEL, Box::new(move |heard| waiting.wake(heard)))
     }
 
     /// Waits until any response was queued or changed since the last wait. For one waiter alone.
@@ -108,11 +103,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_wakes_for_its_response_and_after_a_gap() {
-        let waiting = Arc::<Waiting>::default();
-        let changes = ResponseChanges {
-            waiting: Arc::clone(&waiting),
-            _listener: Arc::new(AbortOnDropHandle::new(tokio::spawn(std::future::pending()))),
-        };
+        let changes = ResponseChanges::default();
+        let (waiting, (_, hear)) = (&changes.waiting, changes.ear());
         let (one, same, other) = (changes.reader("a"), changes.reader("a"), changes.reader("b"));
         for (heard, woken) in [
             (Heard::Payload("a"), [true, true, false]),
@@ -125,7 +117,7 @@ mod tests {
             for wait in &mut waits {
                 assert!(!wait.as_mut().enable());
             }
-            waiting.wake(heard);
+            hear(heard);
             assert_eq!(waits.map(|wait| wait.now_or_never().is_some()), woken, "{heard:?}");
             assert!(changes.any().now_or_never().is_some(), "whoever looks for any response wakes each time");
         }

@@ -3,9 +3,12 @@
 
 use std::time::Duration;
 
+use attune::jobs::collections::{Distillation, Keep, Prompts};
 use attune::jobs::evals::{JobEval, Move, NewRun, Origin, Told};
 use attune::jobs::queue::{Outcome, Queue, TrainedModel};
 use attune::jobs::{Job, JobApi};
+use attune::store::response_changes::ResponseChanges;
+use attune::store::work_changes::{WorkChanges, WorkKind, WorkWatch};
 use serde_json::json;
 
 use crate::postgres::TestDatabase;
@@ -163,4 +166,50 @@ async fn the_items_of_an_eval_stay_until_its_run_was_made() {
     assert_eq!(fixture.database.value::<Option<String>>(needed).await, Some(run.id.clone()));
     fixture.database.store.finish_eval_run(&run, None).await.unwrap();
     assert_eq!(fixture.database.value::<Option<String>>(needed).await, None);
+}
+
+/// Waits until a notification has come.
+async fn told(watch: &mut WorkWatch, of: &str) {
+    let told = tokio::time::timeout(Duration::from_mins(1), watch.told()).await;
+    assert!(told.is_ok(), "nobody was told of {of}");
+}
+
+#[tokio::test]
+async fn whoever_does_work_in_the_background_is_told_of_it() {
+    let fixture = Fixture::new().await;
+    let (store, queue) = (&fixture.database.store, &fixture.queue);
+    let changes = WorkChanges::open(store, &ResponseChanges::default()).await.unwrap();
+    let [mut runs, mut evals, mut collections] =
+        [WorkKind::EvalRuns, WorkKind::JobEvals, WorkKind::Collections].map(|work| changes.watch(work));
+    let (job, eval) = fixture.succeeded("ft:demo:acme::1").await;
+    told(&mut evals, "a job that has succeeded").await;
+    assert!(fixture.begin(&job, &eval).await);
+    told(&mut runs, "a run that was made").await;
+    let run = store.claim_eval_run(30.0).await.unwrap().unwrap();
+    store.release_eval_run(&run).await.unwrap();
+    told(&mut runs, "a run that was given back").await;
+    let run = store.claim_eval_run(30.0).await.unwrap().unwrap();
+    store.finish_eval_run(&run, None).await.unwrap();
+    told(&mut evals, "a run that has ended").await;
+    store.delete_eval(ORG, &eval.id).await.unwrap();
+    told(&mut evals, "a run that is gone").await;
+
+    let mut spec = spec();
+    spec.distillation = Some(Distillation {
+        teacher: Some("demo".into()),
+        prompts: Prompts::File("file-prompts".into()),
+        samples: 1,
+        temperature: None,
+        max_tokens: None,
+        graders: Vec::new(),
+        min_score: 1.0,
+        max_teacher_cost: None,
+        keep: Keep::Best,
+        report_file: "file-report".into(),
+    });
+    queue.enqueue(ORG, JobApi::FineTuningJobs, spec).await.unwrap();
+    told(&mut collections, "a job that was made").await;
+    let (job, _) = queue.claim_collection("c", Duration::from_mins(1)).await.unwrap().unwrap();
+    queue.finish(&job, Outcome::Released).await.unwrap().unwrap();
+    told(&mut collections, "a job that was given back").await;
 }

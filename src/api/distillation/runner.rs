@@ -22,6 +22,7 @@ use crate::graders::spec::{Grader, Purpose};
 use crate::jobs::collections::Distillation;
 use crate::jobs::queue::Outcome;
 use crate::jobs::{Job, JobFault};
+use crate::store::work_changes::WorkKind;
 use crate::teachers;
 use crate::teachers::money::Money;
 
@@ -32,8 +33,7 @@ const LEASE: Duration = Duration::from_secs(30);
 const SIGN: Duration = Duration::from_secs(1);
 /// Time without a sign after which the lease may be another's.
 const LOST: Duration = Duration::from_secs(25);
-/// Time between two looks for a job, and after a failure of the database.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time after a failure of the database.
 const PAUSE: Duration = Duration::from_secs(5);
 /// Time that questions under way have to be answered once the job is to stop: their answers are paid for.
 const GRACE: Duration = Duration::from_secs(3);
@@ -61,21 +61,18 @@ struct Collector<'a> {
 
 impl Collector<'_> {
     async fn work(self) {
+        let mut waiting = self.state.work.watch(WorkKind::Collections);
         while !self.state.shutdown.is_cancelled() {
-            let rest = match self.state.queue.claim_collection(self.owner, LEASE).await {
-                Ok(Some((job, key))) => {
-                    self.attempt(job, &key).await;
-                    continue;
+            waiting.look();
+            match self.state.queue.claim_collection(self.owner, LEASE).await {
+                Ok(Some((job, key))) => self.attempt(job, &key).await,
+                Ok(None) => {
+                    self.state.shutdown.run_until_cancelled(waiting.rest()).await;
                 }
-                Ok(None) => LOOK,
                 Err(error) => {
                     tracing::warn!(%error, "jobs whose answers are to be collected wait for the database");
-                    PAUSE
+                    self.state.shutdown.run_until_cancelled(sleep(PAUSE)).await;
                 }
-            };
-            tokio::select! {
-                () = self.state.shutdown.cancelled() => {}
-                () = sleep(rest) => {}
             }
         }
     }

@@ -19,9 +19,9 @@ use crate::jobs::{Job, JobApi};
 use crate::store;
 use crate::store::evals::Eval;
 use crate::store::evals::runs::EvalRun;
+use crate::store::work_changes::WorkKind;
 
-/// Time between two looks, and after a failure of the database.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time after a failure of the database.
 const PAUSE: Duration = Duration::from_secs(5);
 /// All criteria together, as a criterion's name.
 pub(crate) const ALL: &str = "all";
@@ -84,17 +84,14 @@ fn without_model(mut data_source: Value) -> Value {
 
 /// Runs and tells evals of jobs until the server stops.
 pub(crate) async fn run(state: ApiState) {
+    let mut waiting = state.work.watch(WorkKind::JobEvals);
     while !state.shutdown.is_cancelled() {
-        let rest = match look(&state).await {
-            Ok(()) => LOOK,
-            Err(problem) => {
-                tracing::warn!("evals of jobs wait for the database: {problem}");
-                PAUSE
-            }
-        };
-        tokio::select! {
-            () = state.shutdown.cancelled() => {}
-            () = tokio::time::sleep(rest) => {}
+        waiting.look();
+        if let Err(problem) = look(&state).await {
+            tracing::warn!("evals of jobs wait for the database: {problem}");
+            state.shutdown.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
+        } else {
+            state.shutdown.run_until_cancelled(waiting.rest()).await;
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::off_thread::in_background;
 use crate::store;
 use crate::store::evals::items::NewOutputItem;
 use crate::store::evals::runs::EvalRun;
+use crate::store::work_changes::WorkKind;
 
 /// Runs at a time, and items of a run at a time.
 const RUNS: usize = 2;
@@ -34,8 +35,7 @@ const LEASE: f64 = 30.0;
 const SIGN: Duration = Duration::from_secs(3);
 /// Time without a sign after which the lease may be another's.
 const LOST: Duration = Duration::from_secs(25);
-/// Time between two looks for a run, and after a failure of the database.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time after a failure of the database.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// Why a run is not done.
@@ -85,21 +85,18 @@ pub(crate) async fn run(state: ApiState, inside: Inside) {
 }
 
 async fn work(state: &ApiState, inside: &Inside, gate: &Gate) {
+    let mut waiting = state.work.watch(WorkKind::EvalRuns);
     while !state.shutdown.is_cancelled() {
-        let rest = match state.store.claim_eval_run(LEASE).await {
-            Ok(Some(run)) => {
-                attempt(state, inside, gate, &run).await;
-                continue;
+        waiting.look();
+        match state.store.claim_eval_run(LEASE).await {
+            Ok(Some(run)) => attempt(state, inside, gate, &run).await,
+            Ok(None) => {
+                state.shutdown.run_until_cancelled(waiting.rest()).await;
             }
-            Ok(None) => LOOK,
             Err(error) => {
                 tracing::warn!(%error, "runs of evals wait for the database");
-                PAUSE
+                state.shutdown.run_until_cancelled(sleep(PAUSE)).await;
             }
-        };
-        tokio::select! {
-            () = state.shutdown.cancelled() => {}
-            () = sleep(rest) => {}
         }
     }
 }
