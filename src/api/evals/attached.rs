@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use super::comparison::Pairs;
 use super::form::stored_criteria;
-use super::runs::{PassRate, ResultCounts, Results, Source};
+use super::runs::shown::{PassRate, ResultCounts, Results};
+use super::runs::source::Source;
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::http::error::{Problem, Result};

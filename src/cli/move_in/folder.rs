@@ -12,12 +12,15 @@
 //! carried.json                 what of it is where on the local server, see `ledger.rs`
 //! ```
 
+mod objects;
+
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+pub(super) use self::objects::{Content, OldCompletion, OldEval, OldFile, OldJob, OldModel, OldRun};
 use crate::{Error, Result};
 
 /// The names of what the folder holds.
@@ -41,142 +44,6 @@ const UNFINISHED: &str = ".unfinished-";
 pub(super) struct Folder {
     root: PathBuf,
     _lock: File,
-}
-
-/// A model of the account's list.
-#[derive(Debug, Clone)]
-pub(super) struct OldModel {
-    /// Its name, such as `ft:gpt-4o-mini-2024-07-18:acme:tickets:AbC`.
-    pub(super) id: String,
-    /// The day on which it stops, as it was told: `2027-01-14`.
-    pub(super) shutdown_date: Option<String>,
-}
-
-/// A fine-tuning job of the account.
-#[derive(Debug, Clone)]
-pub(super) struct OldJob {
-    /// `ftjob-…` over there.
-    pub(super) id: String,
-    /// The model that was trained.
-    pub(super) base: String,
-    /// The model that came of it; `None` if none did.
-    pub(super) model: Option<String>,
-    /// The suffix that was asked for.
-    pub(super) suffix: Option<String>,
-    /// As it was told, unknown ones included.
-    pub(super) status: String,
-    /// `supervised`, `dpo`, `reinforcement`, or what the account says.
-    pub(super) method: String,
-    /// The settings of the method; numbers or `auto`.
-    pub(super) hyperparameters: Map<String, Value>,
-    /// The seed, if it is known.
-    pub(super) seed: Option<u64>,
-    /// Ids of files over there.
-    pub(super) training_file: Option<String>,
-    pub(super) validation_file: Option<String>,
-    pub(super) result_files: Vec<String>,
-    /// Tokens over all epochs, if they are known.
-    pub(super) trained_tokens: Option<u64>,
-    /// Unix seconds.
-    pub(super) created_at: i64,
-    /// Why it failed, in the account's words.
-    pub(super) fault: Option<String>,
-    /// The checkpoints, newest first, as they were told.
-    pub(super) checkpoints: Vec<Value>,
-    /// The job as it was told.
-    pub(super) object: Value,
-}
-
-impl OldJob {
-    /// Returns true if the job made a model that can be trained anew.
-    pub(super) fn is_specialist(&self) -> bool {
-        self.status == "succeeded" && self.model.is_some()
-    }
-
-    /// Reads a job as the account tells it; `None` if it has no id.
-    pub(super) fn read(object: Value, checkpoints: Vec<Value>) -> Option<Self> {
-        let text = |name: &str| object[name].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
-        // Old jobs have no method, and newer ones their settings inside of it only.
-        let method = object["method"]["type"].as_str().unwrap_or("supervised").to_owned();
-        let within = object["method"][&method]["hyperparameters"].as_object();
-        let hyperparameters = within.or_else(|| object["hyperparameters"].as_object()).cloned().unwrap_or_default();
-        let results = object["result_files"].as_array().into_iter().flatten();
-        // The older resource has files as objects.
-        let result_files =
-            results.filter_map(|file| file.as_str().or_else(|| file["id"].as_str()).map(str::to_owned)).collect();
-        Some(Self {
-            id: text("id")?,
-            base: text("model").unwrap_or_default(),
-            model: text("fine_tuned_model"),
-            suffix: text("user_provided_suffix"),
-            status: text("status").unwrap_or_else(|| "unknown".into()),
-            hyperparameters,
-            method,
-            seed: object["seed"].as_u64(),
-            training_file: text("training_file"),
-            validation_file: text("validation_file"),
-            result_files,
-            trained_tokens: object["trained_tokens"].as_u64(),
-            created_at: object["created_at"].as_i64().unwrap_or_default(),
-            fault: object["error"]["message"].as_str().map(str::to_owned),
-            checkpoints,
-            object,
-        })
-    }
-}
-
-/// A file of the account.
-#[derive(Debug, Clone)]
-pub(super) struct OldFile {
-    /// `file-…` over there.
-    pub(super) id: String,
-    pub(super) filename: String,
-    pub(super) purpose: String,
-    pub(super) content: Content,
-}
-
-/// What is in a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Content {
-    /// It is in the folder, at this path; plain where the account sent base64.
-    Here(PathBuf),
-    /// It cannot be fetched, for this reason.
-    Missing(String),
-    /// It was not asked for, or not yet.
-    NotFetched,
-}
-
-/// An eval of the account.
-#[derive(Debug, Clone)]
-pub(super) struct OldEval {
-    /// `eval_…` over there.
-    pub(super) id: String,
-    pub(super) name: String,
-    pub(super) runs: Vec<OldRun>,
-    /// The eval as it was told, with `data_source_config` and `testing_criteria`.
-    pub(super) object: Value,
-}
-
-/// A run of an eval of the account.
-#[derive(Debug, Clone)]
-pub(super) struct OldRun {
-    /// `evalrun_…` over there.
-    pub(super) id: String,
-    /// The run as it was told.
-    pub(super) object: Value,
-    /// Its output items, as they were told.
-    pub(super) items: Vec<Value>,
-}
-
-/// A stored chat of the account.
-#[derive(Debug, Clone)]
-pub(super) struct OldCompletion {
-    /// `chatcmpl-…` over there.
-    pub(super) id: String,
-    /// The answer as it was told.
-    pub(super) object: Value,
-    /// What was asked, as it was told.
-    pub(super) messages: Vec<Value>,
 }
 
 impl Folder {
@@ -446,19 +313,5 @@ mod tests {
         let second = Folder::open(root.path(), false).expect("open");
         assert!(!begun.exists() && second.has_file("file-1"));
         assert!(Folder::open(&root.path().join("none"), false).is_err());
-    }
-
-    #[test]
-    fn settings_are_read_from_the_method_first_and_old_jobs_have_none() {
-        let read = |object: Value| OldJob::read(object, Vec::new()).expect("a job");
-        let method = json!({"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}});
-        let job = read(json!({"id": "a", "method": method, "hyperparameters": {"n_epochs": 1}, "result_files": ["r"]}));
-        assert_eq!((job.method.as_str(), &job.hyperparameters["beta"]), ("dpo", &json!(0.1)));
-        assert_eq!(job.result_files, ["r"]);
-        let job = read(json!({"id": "a", "hyperparameters": {"n_epochs": 1}, "result_files": [{"id": "r"}]}));
-        assert_eq!((job.method.as_str(), &job.hyperparameters["n_epochs"]), ("supervised", &json!(1)));
-        assert_eq!((job.result_files, job.fault, job.model), (vec!["r".to_owned()], None, None));
-        assert!(read(json!({"id": "a", "hyperparameters": null})).hyperparameters.is_empty());
-        assert!(OldJob::read(json!({}), Vec::new()).is_none());
     }
 }

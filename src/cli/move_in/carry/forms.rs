@@ -202,7 +202,8 @@ mod tests {
             }),
         };
         for kind in ["logs", "stored_completions"] {
-            let request = eval_request(&eval(kind, "{{ item.input[0].content }} {{item.metadata.app}}: {{sample.output_text}}"));
+            let request =
+                eval_request(&eval(kind, "{{ item.input[0].content }} {{item.metadata.app}}: {{sample.output_text}}"));
             let request = request.expect("a request");
             assert_eq!(request["data_source_config"], json!({"type": kind, "metadata": {"app": "desk"}}));
             assert!(request["testing_criteria"][0].get("id").is_none());
