@@ -363,7 +363,11 @@ async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalo
     }
     // Only now, with all weights loaded, is it known what they leave of the memory of the GPU, the machine or the
     // container.
-    if let (None, Some(memory)) = (limits.kv_cache_mib, device::free_memory(&device)) {
+    if let (None, Some(mut memory)) = (limits.kv_cache_mib, device::free_memory(&device)) {
+        // Weights that another process is going to load.
+        let elsewhere = models.iter().zip(&config.models).filter(|(model, _)| model.runs_elsewhere);
+        let needed = elsewhere.map(|(model, entry)| second_engine::needed_bytes(entry, &model.path, &device));
+        memory.free = memory.free.saturating_sub(needed.sum());
         let share = device::cache_share(memory, models.len()).max(1);
         let room = if device.is_cpu() { share.min(limits.cache_mib()) } else { share };
         tracing::info!(mib = room, "memory for the keys and values of each model");
@@ -372,7 +376,7 @@ async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalo
     let mut entries = Vec::with_capacity(models.len());
     for (model, entry) in models.into_iter().zip(&config.models) {
         let backend: Arc<dyn Backend> = if model.runs_elsewhere {
-            second_engine::start(config, entry, &model, device.is_cpu(), &limits, priority).await?
+            second_engine::start(config, entry, &model, &device, &limits, priority).await?
         } else if model.is_static() {
             Arc::new(StaticEngine::new(model.clone()))
         } else if model.config.is_encoder {

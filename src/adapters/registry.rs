@@ -30,8 +30,10 @@ use crate::adapters::tiers::{Key, NoRoom, Reservation, Tiers};
 use crate::adapters::verified::Verified;
 use crate::adapters::{Error, Result};
 use crate::config::Limits;
+use crate::engine;
 use crate::engine::catalog::Catalog;
 use crate::engine::priority::{Priority, SideTurns, SideWork};
+use crate::model::BaseModel;
 use crate::model::lora::{Adapter, AdapterLease};
 use crate::off_thread::{in_background, off_thread};
 use crate::store::models::{FineTunedModel, NewModel};
@@ -177,6 +179,16 @@ impl AdapterRegistry {
         load.await
     }
 
+    /// Returns the base model; refuses one that the second engine runs, which has no adapters beside it.
+    fn base(&self, id: &str) -> Result<Arc<BaseModel>> {
+        let model = Arc::clone(&self.inner.catalog.get(id)?.model);
+        if model.runs_elsewhere {
+            let (model, what) = (id.to_owned(), "adapters beside the model");
+            return Err(engine::Error::NotOnThisEngine { model, what }.into());
+        }
+        Ok(model)
+    }
+
     /// Brings a generation from host memory or from the store to the device.
     async fn load(&self, key: &Key) -> Result<AdapterLease> {
         // Another load may have ended between the look into memory and this one.
@@ -185,7 +197,7 @@ impl AdapterRegistry {
         }
         let begin = Instant::now();
         let (host, source, _share) = self.on_host(key).await?;
-        let precision = self.inner.catalog.get(&key.base)?.model.decoder.adapter_precision();
+        let precision = self.base(&key.base)?.decoder.adapter_precision();
         let room = self.room(host.device_bytes(precision)).await?;
         let lease = self.to_device(key, host, room).await?;
         self.inner.counts.loaded(source, begin.elapsed());
@@ -205,7 +217,7 @@ impl AdapterRegistry {
     /// Reads a generation's files and checks them. They stay in the host tier; if that has no room for them, the caller
     /// gets their share of the memory for loads, to hold as long as the files.
     async fn fetch(&self, key: &Key) -> Result<(Arc<HostAdapter>, Option<OwnedSemaphorePermit>)> {
-        let model = Arc::clone(&self.inner.catalog.get(&key.base)?.model);
+        let model = self.base(&key.base)?;
         let blobs = &self.inner.store.blobs;
         let (config_key, weights_key) = (config_key(&key.generation), weights_key(&key.generation));
         let bytes = self.in_time(blobs.size(&weights_key)).await?;
@@ -299,7 +311,7 @@ impl AdapterRegistry {
         files: PeftFiles,
         replace: bool,
     ) -> Result<()> {
-        let model = Arc::clone(&self.inner.catalog.get(base)?.model);
+        let model = self.base(base)?;
         let RegistryLimits { budgets, max_rank, .. } = self.inner.limits;
         let (config, weights) = (Bytes::from(files.config), Bytes::from(files.weights));
         let blobs = (config.clone(), weights.clone());

@@ -18,6 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 import attunelib  # noqa: E402
+import second_engine  # noqa: E402
 
 ENCODERS = attunelib.ROOT / "tests" / "fixtures" / "encoders"
 # They run in environments of their own, see `test_clients.py`.
@@ -29,6 +30,9 @@ QUICK = {"n_epochs": 2, "batch_size": 4, "learning_rate": 2e-3, "rank": 8, "alph
 
 def pytest_addoption(parser):
     parser.addoption("--binary", required=True, help="the attune program to test")
+    parser.addoption(
+        "--engine", choices=["attune", "mistralrs"], default="attune", help="the engine that runs the text models"
+    )
     parser.addoption("--batch-lines", type=int, default=600, help="lines of the batch during which the server dies")
 
 
@@ -39,15 +43,25 @@ def binary(request):
     return path
 
 
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--engine") == "mistralrs":
+        if second_engine.program() is None:
+            raise pytest.UsageError("the second engine is not built: make mistralrs")
+        second_engine.mark(items)
+
+
 @pytest.fixture(scope="session")
-def start_server(binary):
+def start_server(binary, request):
     """A function that starts further servers; all are stopped and their data removed at the end."""
     servers, folders = [], []
+    is_moved = request.config.getoption("--engine") == "mistralrs"
 
     def start(*arguments, data_dir=None, settings=None):
         if data_dir is None:
             data_dir = attunelib.data_folder()
             folders.append(data_dir)
+        if is_moved:
+            arguments, settings = second_engine.moved(arguments, settings)
         server = attunelib.Server(binary, data_dir, *arguments, settings=settings)
         server.data_dir = data_dir
         servers.append(server)
@@ -63,6 +77,14 @@ def start_server(binary):
 @pytest.fixture(scope="session")
 def server(start_server):
     return start_server()
+
+
+@pytest.fixture(scope="session")
+def second(start_server, tmp_path_factory):
+    """A server with models of both engines."""
+    if second_engine.program() is None:
+        pytest.skip("the second engine is not built: make mistralrs")
+    return start_server("--config", str(second_engine.both_engines(tmp_path_factory.mktemp("second"))))
 
 
 @pytest.fixture(scope="session")

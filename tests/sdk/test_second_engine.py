@@ -1,5 +1,6 @@
 """Models of the second engine: the crate mistralrs in a process of its own, behind the same endpoints. `make mistralrs` builds
-its program; without it these tests are skipped, and the last one, which needs none, is not."""
+its program; without it these tests are skipped, and the last one, which needs none, is not. The server `second` has models of
+both engines (`second_engine.py`)."""
 
 import concurrent.futures
 import json
@@ -13,68 +14,12 @@ from pathlib import Path
 
 import attunelib
 import httpx
-import openai
 import pytest
 from conftest import sdk
+from second_engine import FAMILIES, FIXTURES, FOREIGN, SHARED, complete, entry, process_of, program
 
-FIXTURES = attunelib.ROOT / "tests" / "fixtures"
-FOREIGN = FIXTURES / "second_engine"
-# Families that both engines have. The tiny checkpoints have the vocabulary of those in `second_engine`.
-SHARED = ["llama", "mistral", "qwen2", "qwen3", "smollm3"]
 PROMPTS = [[5, 9, 31, 7, 88, 12], [140, 3, 3, 61], list(range(20, 52))]
 LONG_PROMPT = "A question about the weather: " * 3
-
-
-def program():
-    """The program of the second engine; `None` if it was not built."""
-    named = os.environ.get("ATTUNE_SECOND_ENGINE")
-    target = subprocess.run([attunelib.ROOT / "tools" / "target-dir"], capture_output=True, text=True, check=True)
-    built = Path(named) if named else Path(target.stdout.strip()) / "mistralrs" / "release" / "attune-mistralrs"
-    return built if built.is_file() else None
-
-
-def entry(name, folder, engine="auto"):
-    return f'[[models]]\nid = "{name}"\npath = "{folder}"\nengine = "{engine}"\n'
-
-
-@pytest.fixture(scope="module")
-def second(start_server, tmp_path_factory):
-    """A server with models of both engines: the same ones in each where both have the family."""
-    found = program()
-    if found is None:
-        pytest.skip("the second engine is not built: make mistralrs")
-    folder = tmp_path_factory.mktemp("second")
-    text = f'second_engine = "{found}"\n'
-    for name in ["starcoder2", "glm4"]:
-        text += entry(name, FOREIGN / name)
-    text += entry("adapted", FOREIGN / "starcoder2") + f'adapter = "{FOREIGN / "starcoder2" / "adapter"}"\n'
-    for name in SHARED:
-        made = folder / name
-        made.mkdir()
-        # Beyond a window the second engine has no context.
-        config = json.loads((FIXTURES / name / "config_old_style.json").read_text())
-        (made / "config.json").write_text(json.dumps({**config, "sliding_window": None, "use_sliding_window": False}))
-        (made / "model.safetensors").symlink_to(FIXTURES / name / "model.safetensors")
-        (made / "tokenizer.json").symlink_to(FOREIGN / "glm4" / "tokenizer.json")
-        text += entry(name, made, "attune") + entry(f"{name}-2", made, "mistralrs")
-    text += entry("demo", attunelib.DEMO) + entry("demo-2", attunelib.DEMO, "mistralrs")
-    settings = folder / "attune.toml"
-    settings.write_text(text)
-    return start_server("--config", str(settings))
-
-
-def complete(server, model, prompt, **more):
-    body = {"model": model, "prompt": prompt, "max_tokens": 16, "temperature": 0, **more}
-    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-def process_of(server, model):
-    """The id of the process that runs `model`; `None` while there is none."""
-    command = ["pgrep", "-P", str(server.process.pid), "-f", f"attune-mistralrs {model}$"]
-    found = subprocess.run(command, capture_output=True, text=True).stdout.split()
-    return int(found[0]) if found else None
 
 
 def wait_until(is_so, within, what):
@@ -84,7 +29,7 @@ def wait_until(is_so, within, what):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("family", ["starcoder2", "glm4"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_families_of_its_own_answer_as_transformers_does(second, family):
     for expected in json.loads((FOREIGN / family / "reference.json").read_text()):
         choice = complete(second, family, expected["prompt"], logprobs=1)["choices"][0]
@@ -169,19 +114,59 @@ def test_the_list_of_models_says_which_engine_runs_them(second):
     assert "engine" not in models["demo"]
 
 
-def test_what_it_does_not_do_is_refused_by_name(second):
-    client = sdk(second)
-    with pytest.raises(openai.BadRequestError, match="second engine"):
-        client.embeddings.create(model="starcoder2", input="a text")
-    with pytest.raises(openai.BadRequestError, match="log probabilities of the prompt"):
-        client.completions.create(model="starcoder2", prompt=PROMPTS[0], echo=True, logprobs=1, max_tokens=1)
-    with pytest.raises(openai.BadRequestError, match="maximum context length is 256"):
-        client.completions.create(model="starcoder2", prompt=PROMPTS[0], max_tokens=400)
-    lines = [{"messages": [{"role": "user", "content": str(n)}, {"role": "assistant", "content": "yes"}]} for n in range(12)]
-    content = "\n".join(map(json.dumps, lines)).encode()
-    file = client.files.create(file=("lines.jsonl", content), purpose="fine-tune")
-    with pytest.raises(openai.BadRequestError, match="does not train"):
-        client.fine_tuning.jobs.create(model="demo-2", training_file=file.id)
+@pytest.mark.parametrize("family", SHARED)
+def test_log_probabilities_of_prompts_are_as_on_the_own_engine(second, family):
+    """They are computed in a pass of their own: alone, before an answer, for a prompt of one token, and for many at once."""
+    cases = [
+        {"prompt": PROMPTS[2], "max_tokens": 0},
+        {"prompt": PROMPTS, "max_tokens": 3},
+        {"prompt": PROMPTS[0], "max_tokens": 2, "n": 2},
+        {"prompt": [7], "max_tokens": 1},
+    ]
+    for case in cases:
+        own, other = (complete(second, model, **case, echo=True, logprobs=3) for model in (family, f"{family}-2"))
+        assert other["usage"]["total_tokens"] == own["usage"]["total_tokens"]
+        for one, two in zip(own["choices"], other["choices"], strict=True):
+            assert (two["text"], two["finish_reason"]) == (one["text"], one["finish_reason"])
+            one, two = one["logprobs"], two["logprobs"]
+            assert two["tokens"] == one["tokens"] and two["text_offset"] == one["text_offset"]
+            assert one["token_logprobs"][0] is two["token_logprobs"][0] is None
+            # This engine rounds what it multiplies to 16 bits on a CPU.
+            assert two["token_logprobs"][1:] == pytest.approx(one["token_logprobs"][1:], abs=2e-3)
+
+
+def test_a_client_that_leaves_while_its_prompt_is_scored_changes_nothing_for_others(second):
+    """The library's engine does not survive a client of such a pass that goes away, so none does."""
+    body = {"model": "demo-2", "prompt": "A question. " * 300, "max_tokens": 0, "echo": True, "logprobs": 1}
+    process = process_of(second, "demo-2")
+    for wait in [0.01, 0.05, 0.1, 0.2] * 3:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{second.url}/v1/completions", json=body, timeout=httpx.Timeout(60, read=wait))
+    scored = complete(second, "demo-2", "A question.", max_tokens=0, echo=True, logprobs=1)["choices"][0]["logprobs"]
+    own = complete(second, "demo", "A question.", max_tokens=0, echo=True, logprobs=1)["choices"][0]["logprobs"]
+    assert scored["tokens"] == own["tokens"]
+    assert process_of(second, "demo-2") == process
+
+
+def test_an_answer_ends_where_attune_says_and_nowhere_else(second):
+    """The library takes some tokens as ends by their names alone, and knows no `ignore_eos`."""
+    for model in ("demo", "demo-2"):
+        asked = {"model": model, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 24, "temperature": 0}
+        ended = httpx.post(f"{second.url}/v1/chat/completions", json=asked, timeout=60).json()["choices"][0]
+        assert ended["finish_reason"] == "stop"
+        on = httpx.post(f"{second.url}/v1/chat/completions", json={**asked, "ignore_eos": True}, timeout=60).json()
+        assert on["choices"][0]["finish_reason"] == "length" and on["usage"]["completion_tokens"] == 24
+        assert on["choices"][0]["message"]["content"].startswith(ended["message"]["content"])
+
+
+@pytest.mark.parametrize("format", ["q8_0", "q4_k"])
+def test_a_model_is_quantized_while_it_is_loaded(second, format):
+    text = complete(second, f"demo-{format}", "The capital of", max_tokens=8)["choices"][0]["text"]
+    assert text.strip()
+    exact = complete(second, "demo-2", LONG_PROMPT, max_tokens=0, echo=True, logprobs=0)["choices"][0]["logprobs"]
+    rounded = complete(second, f"demo-{format}", LONG_PROMPT, max_tokens=0, echo=True, logprobs=0)["choices"][0]["logprobs"]
+    apart = [abs(a - b) for a, b in zip(exact["token_logprobs"][1:], rounded["token_logprobs"][1:])]
+    assert 0 < sum(apart) / len(apart) < (0.2 if format == "q8_0" else 1), apart
 
 
 def test_clients_that_leave_or_read_slowly_and_bad_requests_change_nothing_for_others(second):
@@ -234,7 +219,24 @@ def test_twenty_kills_fail_what_is_in_flight_and_nothing_else(second):
             if answer.status_code not in (200, 503):
                 wrong.append(answer.text)
 
-    askers = [threading.Thread(target=ask) for ask in (ask_own_engine, ask_second_engine, ask_second_engine)]
+    def stream_of_second_engine():
+        """A stream ends whole, or with an error that says so."""
+        body = {"model": "starcoder2", "prompt": PROMPTS[0], "max_tokens": 16, "temperature": 0, "stream": True}
+        while not ended.is_set():
+            answer = httpx.post(f"{second.url}/v1/completions", json=body, timeout=60)
+            events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+            if answer.status_code == 200 and events and events[-1] == "[DONE]":
+                chunks = [json.loads(event) for event in events[:-1]]
+                text = "".join(chunk["choices"][0]["text"] for chunk in chunks if chunk.get("choices"))
+                if text != other and not any("error" in chunk for chunk in chunks):
+                    wrong.append(answer.text)
+            elif answer.status_code == 200 and "being started again" not in answer.text:
+                wrong.append(answer.text)
+            elif answer.status_code not in (200, 503):
+                wrong.append(answer.text)
+
+    asks = (ask_own_engine, ask_second_engine, ask_second_engine, stream_of_second_engine)
+    askers = [threading.Thread(target=ask) for ask in asks]
     [asker.start() for asker in askers]
     back = []
     try:
@@ -251,6 +253,8 @@ def test_twenty_kills_fail_what_is_in_flight_and_nothing_else(second):
     assert wrong == []
     assert complete(second, "starcoder2", PROMPTS[0])["choices"][0]["text"] == other
     print("back after", [round(seconds, 1) for seconds in back])
+    metrics = httpx.get(f"{second.url}/metrics").text
+    assert 'attune_engine_restarts_total{model="starcoder2"} 20' in metrics
 
 
 def answers(server):

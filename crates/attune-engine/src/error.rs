@@ -76,6 +76,18 @@ pub enum Error {
         what: &'static str,
     },
 
+    /// The model runs on the second engine, which holds the logits of a whole prompt at once to tell log probabilities.
+    #[error(
+        "The model `{model}` runs on the second engine, which gives log probabilities of prompts of at most {most} tokens. Send \
+         a shorter prompt, or leave out 'echo' or 'logprobs'."
+    )]
+    PromptTooLongToScore {
+        /// The model's id.
+        model: String,
+        /// Most tokens.
+        most: usize,
+    },
+
     /// No base model has this id.
     #[error("The model `{0}` does not exist or you do not have access to it.")]
     UnknownModel(String),

@@ -35,6 +35,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use self::child::standing::Standing;
 pub use self::error::{Error, Result};
 use self::grammar::Grammar;
 pub use self::limits::EngineLimits;
@@ -60,6 +61,11 @@ pub trait Backend: Send + Sync {
     /// [`attune_model::BaseModel::classifier`]. Fails with [`Error::NoClassifier`] if the model has none, and with
     /// [`Error::NoVectors`] if vectors are wanted of an encoder that has one.
     fn embed(&self, request: EmbedRequest) -> Vectors<'_>;
+
+    /// Returns how the process stands that runs the model; `None` if it is this one.
+    fn standing(&self) -> Option<Standing> {
+        None
+    }
 
     /// Ends all requests with [`Error::Unavailable`] after the step that runs, and refuses new ones.
     fn stop(&self);

@@ -79,6 +79,11 @@ impl EngineMetrics {
         happenings.waits.iter().for_each(|wait| self.queue_time.record(wait.as_secs_f64()));
     }
 
+    /// Records how long a sequence of an engine without a scheduler waited.
+    pub(super) fn waited(&self, wait: Duration) {
+        self.queue_time.record(wait.as_secs_f64());
+    }
+
     /// Counts a drawn token and records its time.
     pub(super) fn token(&self, time: TokenTime) {
         let record = |histogram: &Histogram, time: Duration| histogram.record(time.as_secs_f64());

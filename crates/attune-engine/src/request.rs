@@ -195,6 +195,18 @@ impl Answer {
         Ok(())
     }
 
+    /// Takes log probabilities of the prompt's next tokens, which an engine in another process computed.
+    pub(super) fn read_prompt_elsewhere(&mut self, tokens: impl Iterator<Item = TokenLogprobs>) {
+        if let Some(prompt) = &mut self.prompt {
+            prompt.tokens.extend(tokens);
+        }
+    }
+
+    /// Sends the prompt's log probabilities if they were asked for, once. Returns false if the client has gone.
+    fn send_prompt(&mut self) -> bool {
+        self.prompt.take().is_none_or(|prompt| self.events.send(Event::Prompt { tokens: prompt.tokens }).is_ok())
+    }
+
     /// Returns the next draw if the model can do it: it needs only the logits, and the client asked for no log
     /// probabilities.
     pub(super) fn plain_draw(&self) -> Option<Draw> {
@@ -204,9 +216,7 @@ impl Answer {
 
     /// Takes the next token and sends the text that may be shown.
     pub(super) fn draw(&mut self, tokenizer: &Tokenizer, next: Next<'_>) -> Result<Drawn> {
-        if let Some(prompt) = self.prompt.take()
-            && self.events.send(Event::Prompt { tokens: prompt.tokens }).is_err()
-        {
+        if !self.send_prompt() {
             return Ok(Drawn::Ended);
         }
         if self.max_tokens == 0 {
@@ -261,6 +271,7 @@ impl Answer {
     /// Ends an answer that an engine in another process has ended behind its last token.
     pub(super) fn ended_elsewhere(mut self, tokenizer: &Tokenizer, at_length: bool) {
         let reason = if at_length { FinishReason::Length } else { FinishReason::Stop };
+        self.send_prompt();
         if let Err(error) = self.end(tokenizer, reason) {
             self.send_failed(error);
         }

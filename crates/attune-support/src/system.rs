@@ -36,7 +36,12 @@ pub fn name() -> String {
 
 /// Returns the bytes of this process that are in main memory now; `None` if the system does not report it.
 pub fn resident_bytes() -> Option<u64> {
-    let status = read_to_string("/proc/self/status").ok()?;
+    resident_bytes_of(std::process::id())
+}
+
+/// Returns the bytes of a process that are in main memory now; `None` if there is none, or the system does not report it.
+pub fn resident_bytes_of(process: u32) -> Option<u64> {
+    let status = read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib << 10)

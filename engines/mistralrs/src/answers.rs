@@ -1,18 +1,21 @@
 //! The answers in flight: hands requests to mistralrs, and watches each to its end. Driven by `main` with what Attune says.
+//! [`prompt`] computes the log probabilities of prompts, before their answers begin.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use anyhow::Result;
 use attune_engine::child::protocol::{FromChild, Generate};
-use mistralrs::{Model, NormalRequest, Request, RequestMessage, Response, SamplingParams};
+use mistralrs::{NormalRequest, Request, RequestMessage, Response, SamplingParams, StopTokens};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{RwLock, mpsc};
 use tokio::task::AbortHandle;
 
 use crate::draw::Draws;
+use crate::load::Loaded;
+use crate::prompt;
 
 /// Room for what mistralrs says of an answer. It is always read, so that the engine never waits for it.
 const CHUNKS: usize = 1024;
@@ -20,8 +23,12 @@ const CHUNKS: usize = 1024;
 /// All answers of the model.
 pub(crate) struct Answers {
     engine: mpsc::Sender<Request>,
+    loaded: Arc<Loaded>,
     runtime: Handle,
     say: Sender<FromChild>,
+    /// Read by each answer, and written to by each prompt whose log probabilities are computed: the library's engine does
+    /// not survive a step that has both.
+    turns: Arc<RwLock<()>>,
     running: Arc<Mutex<HashMap<u64, Running>>>,
 }
 
@@ -33,15 +40,16 @@ struct Running {
 }
 
 impl Answers {
-    /// Makes the answers of `model`, which tell through `say` what becomes of them.
-    pub(crate) fn new(model: &Model, runtime: Handle, say: Sender<FromChild>) -> Result<Self> {
-        let engine = model.inner().get_sender(None).map_err(|error| anyhow::anyhow!("{error}"))?;
-        Ok(Self { engine, runtime, say, running: Arc::default() })
+    /// Makes the answers of a model, which tell through `say` what becomes of them.
+    pub(crate) fn new(loaded: Loaded, runtime: Handle, say: Sender<FromChild>) -> Result<Self> {
+        let engine = loaded.model.inner().get_sender(None).map_err(|error| anyhow::anyhow!("{error}"))?;
+        let (turns, running) = (Arc::default(), Arc::default());
+        Ok(Self { engine, loaded: Arc::new(loaded), runtime, say, turns, running })
     }
 
     /// Begins an answer.
     pub(crate) fn begin(&self, generate: Generate) {
-        let (number, max_tokens) = (generate.request, generate.max_tokens);
+        let number = generate.request;
         let (allow, allowed) = match &generate.allowed {
             None => (None, None),
             Some(first) => {
@@ -50,19 +58,14 @@ impl Answers {
                 (Some(allow), Some(allowed))
             }
         };
-        let draws = Arc::new(Draws::new(&generate, allowed, self.say.clone()));
-        let (response, chunks) = mpsc::channel(CHUNKS);
-        let request = request(generate, draws.clone(), response);
-        let (engine, say, running) = (self.engine.clone(), self.say.clone(), self.running.clone());
+        let (engine, loaded, turns) = (self.engine.clone(), self.loaded.clone(), self.turns.clone());
+        let (say, running) = (self.say.clone(), self.running.clone());
         // Held until the answer is known, so that it does not end before that.
         let mut known = self.running.lock();
         let task = self.runtime.spawn(async move {
-            if engine.send(request).await.is_err() {
-                engine_died();
-            }
-            let end = watch(chunks, &engine, &draws, max_tokens, number).await;
+            let end = run(generate, allowed, &engine, &loaded, turns, &say).await;
             running.lock().remove(&number);
-            if !draws.has_failed() {
+            if let Some(end) = end {
                 let _ = say.send(end);
             }
         });
@@ -84,13 +87,45 @@ impl Answers {
     }
 }
 
+/// Runs an answer and returns how it ended; `None` if Attune knows that it has failed.
+async fn run(
+    generate: Generate,
+    allowed: Option<Receiver<Vec<u32>>>,
+    engine: &mpsc::Sender<Request>,
+    loaded: &Loaded,
+    turns: Arc<RwLock<()>>,
+    say: &Sender<FromChild>,
+) -> Option<FromChild> {
+    let (number, max_tokens) = (generate.request, generate.max_tokens);
+    if let Some(count) = generate.prompt_logprobs {
+        // A task of its own, which goes on if the answer is given up: the engine does not survive a client that goes away.
+        let scores = prompt::Scores { prompt: generate.prompt.clone(), count, request: number, say: say.clone() };
+        let scored = tokio::spawn(scores.tell(engine.clone(), turns.clone())).await;
+        if let Err(message) = scored.unwrap_or_else(|error| Err(error.to_string())) {
+            return Some(FromChild::Failed { request: number, message });
+        }
+        if max_tokens == 0 {
+            return Some(FromChild::Ended { request: number, at_length: true });
+        }
+    }
+    let draws = Arc::new(Draws::new(&generate, allowed, turns.read_owned().await, say.clone()));
+    let (response, chunks) = mpsc::channel(CHUNKS);
+    if engine.send(request(generate, loaded, draws.clone(), response)).await.is_err() {
+        engine_died();
+    }
+    let end = watch(chunks, engine, &draws, max_tokens, number).await;
+    (!draws.has_failed()).then_some(end)
+}
+
 /// Makes the library's request. It is always streamed: the engine survives a client of a stream that goes away, and no
 /// other.
-fn request(generate: Generate, draws: Arc<Draws>, response: mpsc::Sender<Response>) -> Request {
+fn request(generate: Generate, loaded: &Loaded, draws: Arc<Draws>, response: mpsc::Sender<Response>) -> Request {
+    let ends = generate.ends.into_iter().filter(|token| loaded.can_end(*token)).collect();
     let sampling = SamplingParams {
         // Not `None`, which is 1 there.
         temperature: Some(0.0),
         max_len: Some(generate.max_tokens),
+        stop_toks: Some(StopTokens::Ids(ends)),
         ..SamplingParams::neutral()
     };
     let prompt = RequestMessage::CompletionTokens(generate.prompt);
@@ -130,7 +165,7 @@ async fn watch(
 }
 
 /// Ends the program: Attune starts a new one. The library's engine does not say why it died, its thread just ends.
-fn engine_died() -> ! {
+pub(crate) fn engine_died() -> ! {
     eprintln!("attune-mistralrs: the engine's thread has ended");
     std::process::exit(3)
 }

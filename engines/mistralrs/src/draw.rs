@@ -11,6 +11,7 @@ use attune_engine::sampler::Sampler;
 use candle_core::{DType, Tensor};
 use mistralrs::CustomLogitsProcessor;
 use parking_lot::Mutex;
+use tokio::sync::OwnedRwLockReadGuard;
 
 /// Time that Attune may take to say which tokens a grammar allows next.
 const ALLOW_TIMEOUT: Duration = Duration::from_secs(30);
@@ -23,6 +24,8 @@ pub(crate) struct Draws {
     logprobs: Option<usize>,
     say: Sender<FromChild>,
     state: Mutex<State>,
+    /// Its place beside other answers: the library gives its copy of this back when the answer has left the engine.
+    _turn: OwnedRwLockReadGuard<()>,
 }
 
 struct State {
@@ -35,11 +38,16 @@ struct State {
 
 impl Draws {
     /// Begins the answer to `generate`.
-    pub(crate) fn new(generate: &Generate, allowed: Option<Receiver<Vec<u32>>>, say: Sender<FromChild>) -> Self {
+    pub(crate) fn new(
+        generate: &Generate,
+        allowed: Option<Receiver<Vec<u32>>>,
+        turn: OwnedRwLockReadGuard<()>,
+        say: Sender<FromChild>,
+    ) -> Self {
         let prompt = generate.prompt.clone().into();
         let sampler = Sampler::new(generate.draw.clone().sampling()).with_prompt(&prompt);
         let state = Mutex::new(State { sampler, allowed, drawn: 0, failed: false });
-        Self { request: generate.request, logprobs: generate.logprobs, say, state }
+        Self { request: generate.request, logprobs: generate.logprobs, say, state, _turn: turn }
     }
 
     /// Returns how many tokens were drawn.

@@ -1,13 +1,14 @@
 //! `attune-mistralrs`: runs one model with the crate mistralrs for Attune, which starts this program and talks to it over the
 //! socket that is its standard input ([`attune_engine::child::protocol`]). It ends when the other end is closed.
 //!
-//! [`load`] loads the model, [`lora`] checks an adapter that is added to it, [`answers`] runs requests, and [`draw`] draws
-//! each token with Attune's own sampler from the logits that mistralrs hands out.
+//! [`load`] loads the model, [`lora`] checks an adapter that is added to it, [`answers`] runs requests, [`draw`] draws each
+//! token with Attune's own sampler from the logits that mistralrs hands out, and [`prompt`] computes log probabilities of prompts.
 
 mod answers;
 mod draw;
 mod load;
 mod lora;
+mod prompt;
 
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
@@ -48,8 +49,8 @@ fn run() -> Result<()> {
         Ok(model) => model,
         Err(error) => return refuse(&say, format!("{error:#}")),
     };
-    let context = model.max_sequence_length().ok().flatten().unwrap_or(usize::MAX);
-    let answers = Answers::new(&model, runtime.handle().clone(), say.clone())?;
+    let context = model.context;
+    let answers = Answers::new(model, runtime.handle().clone(), say.clone())?;
     say.send(FromChild::Ready { version: VERSION, context, resident_bytes: resident_bytes() })?;
     while let Some(message) = protocol::read(&mut socket)? {
         match message {
@@ -64,7 +65,7 @@ fn run() -> Result<()> {
 }
 
 /// Loads the model, and tells now and then that it is still being loaded.
-fn loaded(runtime: &tokio::runtime::Runtime, load: &Load, say: &Sender<FromChild>) -> Result<mistralrs::Model> {
+fn loaded(runtime: &tokio::runtime::Runtime, load: &Load, say: &Sender<FromChild>) -> Result<load::Loaded> {
     let (done, is_done) = channel::<()>();
     let reports = say.clone();
     let reporter = std::thread::spawn(move || {

@@ -20,6 +20,7 @@ use crate::api::http::extract::Body;
 use crate::api::models::adapter_list::AdapterList;
 use crate::api::models::names::check_new;
 use crate::api::operations::checks::no_longer_than;
+use crate::engine;
 use crate::off_thread::off_thread;
 use crate::store;
 
@@ -143,8 +144,13 @@ fn blame_path(error: adapters::Error) -> Problem {
             | Adapters::FolderNotFound(_)
             | Adapters::Store(store::Error::NotFound { .. })
     );
+    let is_elsewhere = matches!(error, Adapters::Engine(engine::Error::NotOnThisEngine { .. }));
     let problem = Problem::from(error);
-    if at_fault { problem.param("lora_path") } else { problem }
+    match (at_fault, is_elsewhere) {
+        (true, _) => problem.param("lora_path"),
+        (_, true) => problem.param("base_model_name"),
+        _ => problem,
+    }
 }
 
 /// Where an adapter comes from, open and not yet read.

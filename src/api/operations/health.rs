@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 
 use crate::api::ApiState;
 use crate::api::operations::figures::{self, Figures};
+use crate::engine::child::standing::Phase;
 use crate::store::StorageFault;
 use crate::{Error, Result, descriptors};
 
@@ -43,6 +44,15 @@ pub(crate) struct Health {
     /// Why the server is not ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
+    /// Models of the second engine that do not serve now, because their process is started again; absent if all do.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub loading: Vec<String>,
+}
+
+impl Health {
+    fn of(status: &'static str) -> Self {
+        Self { status, reason: None, loading: Vec::new() }
+    }
 }
 
 /// Whether the process is alive
@@ -51,22 +61,34 @@ pub(crate) struct Health {
     responses((status = 200, body = Health)),
 )]
 pub(crate) async fn health() -> Json<Health> {
-    Json(Health { status: "ok", reason: None })
+    Json(Health::of("ok"))
 }
 
 /// Whether requests can be served
 ///
-/// The models are loaded before the server listens, so this asks the database, whether the data folder takes a small
+/// The models are loaded before the server listens, and the loss of one of the second engine's processes, which is started
+/// again, concerns its model alone. So this asks the database, whether the data folder takes a small
 /// write (once in ten seconds), and whether the GPU was lost.
 #[utoipa::path(
     get, path = "/ready", operation_id = "ready", tag = "Operations", security(()),
     responses((status = 200, body = Health), (status = 503, body = Health)),
 )]
 pub(crate) async fn ready(State(state): State<ApiState>) -> Response {
+    let loading = loading(&state);
     match fault(&state).await {
-        None => Json(Health { status: "ready", reason: None }).into_response(),
-        reason => (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "not ready", reason })).into_response(),
+        None => Json(Health { loading, ..Health::of("ready") }).into_response(),
+        reason => {
+            let health = Health { reason, loading, ..Health::of("not ready") };
+            (StatusCode::SERVICE_UNAVAILABLE, Json(health)).into_response()
+        }
     }
+}
+
+/// Returns the models whose process is not ready; the others go on.
+fn loading(state: &ApiState) -> Vec<String> {
+    let entries = state.catalog.entries().iter();
+    let away = entries.filter(|entry| entry.backend.standing().is_some_and(|standing| standing.phase != Phase::Ready));
+    away.map(|entry| entry.model.id.clone()).collect()
 }
 
 /// Returns why requests cannot be served; `None` if they can.
@@ -102,7 +124,7 @@ async fn fault(state: &ApiState) -> Option<&'static str> {
 /// does not.
 pub(crate) async fn worker_health(State(state): State<ApiState>) -> Response {
     if is_stuck(&state) {
-        return (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "stuck", reason: None })).into_response();
+        return (StatusCode::SERVICE_UNAVAILABLE, Json(Health::of("stuck"))).into_response();
     }
     health().await.into_response()
 }
@@ -134,6 +156,11 @@ pub(crate) fn figures(state: &ApiState) -> Figures {
 fn render(state: &ApiState) -> String {
     state.registry.status().record();
     record_descriptors();
+    for entry in state.catalog.entries() {
+        if let Some(standing) = entry.backend.standing() {
+            standing.record(&entry.model.id);
+        }
+    }
     if state.config.worker {
         state.pulse.record();
     }

@@ -1,7 +1,9 @@
 //! Models. This file holds the section and the list of those that the visitor may use; [`one`] is the page of one
-//! model, [`actions`] what its owner can do with it, [`memory`] where its adapter is.
+//! model, [`actions`] what its owner can do with it, [`memory`] where its adapter is, [`elsewhere`] the process that runs a
+//! model of the second engine.
 
 mod actions;
+pub(super) mod elsewhere;
 mod memory;
 mod one;
 
@@ -22,8 +24,8 @@ use crate::api::ui::layout::page;
 use crate::api::ui::section::Section;
 use crate::api::ui::visitor::Visitor;
 use crate::api::ui::words::{in_path, moment};
+use crate::engine::catalog::CatalogEntry;
 use crate::format;
-use crate::model::BaseModel;
 use crate::store::models::FineTunedModel;
 use crate::store::recent_use::{RecentCounts, RecentUse};
 
@@ -55,8 +57,8 @@ async fn list(State(pages): State<Pages>, visitor: Visitor, Query(cursor): Query
     let hidden: Vec<&str> = catalog.aliases().map(|(alias, _)| alias).collect();
     let after = asked.after.as_deref();
     let (tuned, more) = pages.api.store.usable_models(organization, &hidden, after, asked.limit).await?;
-    let bases: Vec<&BaseModel> = catalog.entries().iter().map(|entry| &*entry.model).collect();
-    let names: Vec<&str> = bases.iter().map(|base| base.id.as_str()).chain(hidden.iter().copied()).collect();
+    let bases = catalog.entries();
+    let names: Vec<&str> = bases.iter().map(|base| base.model.id.as_str()).chain(hidden.iter().copied()).collect();
     let names: Vec<&str> = names.into_iter().chain(tuned.iter().map(|model| model.name.as_str())).collect();
     let uses = pages.api.store.recent_use(organization, &names).await?;
     let rows = Rows { organization, memory: pages.api.registry.status(), uses };
@@ -76,7 +78,7 @@ async fn list(State(pages): State<Pages>, visitor: Visitor, Query(cursor): Query
                 }
                 tbody {
                     @if is_first {
-                        @for base in &bases { (rows.base(base)) }
+                        @for base in bases { (rows.base(base)) }
                         @for (alias, name) in &of_bases { (rows.alias(alias, name, "the configuration")) }
                         @for alias in &own { (rows.alias(&alias.name, &alias.model, "your organisation")) }
                     }
@@ -101,13 +103,19 @@ async fn list(State(pages): State<Pages>, visitor: Visitor, Query(cursor): Query
 }
 
 impl Rows<'_> {
-    fn base(&self, base: &BaseModel) -> Markup {
+    fn base(&self, entry: &CatalogEntry) -> Markup {
+        let base = &entry.model;
         html! {
             tr {
                 th scope="row" { (link(&base.id)) }
                 td data-label="Kind" { "base model" }
                 td {}
-                td data-label="Memory" { "always ready" }
+                td data-label="Memory" {
+                    @match entry.backend.standing() {
+                        None => "always ready",
+                        Some(standing) => { (elsewhere::state(&standing)) ", " (elsewhere::memory(&standing)) }
+                    }
+                }
                 td {}
                 (self.traffic(&base.id))
                 td data-label="Created" { (moment(base.created)) }

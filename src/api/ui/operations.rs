@@ -16,9 +16,11 @@ use crate::api::operations::health;
 use crate::api::ui::Pages;
 use crate::api::ui::fault::Fault;
 use crate::api::ui::layout::page;
+use crate::api::ui::models::elsewhere;
 use crate::api::ui::section::Section;
 use crate::api::ui::visitor::Visitor;
 use crate::api::ui::words::{in_path, moment};
+use crate::engine::catalog::CatalogEntry;
 use crate::jobs::JobStatus;
 use crate::jobs::standing::Unfinished;
 use crate::{format, system};
@@ -48,6 +50,7 @@ async fn show(State(pages): State<Pages>, visitor: Visitor) -> Result<Markup, Fa
         p { a href="/ui/operations/keys" { "API keys: make, limit, revoke" } }
         div id="now" data-refresh=(REFRESH) {
             (engines(&models, &figures, &grown))
+            (processes(pages.api.catalog.entries()))
             (queue(&jobs, more, visitor.caller.organization.as_ref()))
             (memory(&figures))
             (adapters(&pages.api.registry.status()))
@@ -96,6 +99,39 @@ fn engines(models: &[&str], figures: &Figures, grown: &Figures) -> Markup {
                                 td.number data-label="Steps, last hour" { (steps("attune_engine_steps_total", model)) }
                                 td.number data-label="Failed" { (steps("attune_engine_failed_steps_total", model)) }
                                 td data-label="Cache blocks" { (cache(figures, model)) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Shows the processes that run models of the second engine.
+fn processes(entries: &[CatalogEntry]) -> Markup {
+    let standings = entries.iter().filter_map(|entry| Some((&entry.model.id, entry.backend.standing()?)));
+    let standings: Vec<_> = standings.collect();
+    html! {
+        @if !standings.is_empty() {
+            section aria-labelledby="processes-title" {
+                h2 id="processes-title" { "Second engine" }
+                div.scroll tabindex="0" role="region" aria-label="Second engine" {
+                    table.stack {
+                        thead {
+                            tr {
+                                th scope="col" { "Model" } th scope="col" { "Process" } th scope="col" { "Memory" }
+                                th.number scope="col" { "Started again" }
+                            }
+                        }
+                        tbody {
+                            @for (model, standing) in &standings {
+                                tr {
+                                    th scope="row" { bdi { (model) } }
+                                    td data-label="Process" { (elsewhere::state(standing)) }
+                                    td data-label="Memory" { (elsewhere::memory(standing)) }
+                                    td.number data-label="Started again" { (elsewhere::times(standing.restarts)) }
+                                }
                             }
                         }
                     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::protocol::{Draw, FromChild, Generate, ToChild};
+use super::protocol::{Draw, FromChild, Generate, Scored, ToChild};
 use super::waiting::Waiting;
 use crate::admission::Ticket;
 use crate::limits::EngineLimits;
@@ -39,6 +39,8 @@ pub(super) struct Request {
     pub(super) prompt: Arc<[u32]>,
     pub(super) max_tokens: usize,
     pub(super) logprobs: Option<usize>,
+    pub(super) prompt_logprobs: Option<usize>,
+    pub(super) ends: Vec<u32>,
     pub(super) draw: Draw,
     pub(super) answer: Answer,
     /// Its place in the queue, given back when it begins.
@@ -151,8 +153,12 @@ impl Answers {
         for running in state.running.drain().map(|(_, running)| running) {
             running.answer.send_failed(Error::Unavailable(PROCESS_ENDED));
         }
-        self.metrics.0.restarted();
         self.count(&state);
+    }
+
+    /// Counts a process that is started again.
+    pub(super) fn count_restart(&self) {
+        self.metrics.0.restarted();
     }
 
     /// Fails everything, and refuses what comes.
@@ -179,6 +185,11 @@ impl Answers {
         match said {
             FromChild::Token { request, token, logprob, top } => {
                 self.take_token(&mut state, request, token, logprob, top);
+            }
+            FromChild::Prompt { request, tokens } => {
+                if let Some(running) = state.running.get_mut(&request) {
+                    running.answer.read_prompt_elsewhere(tokens.into_iter().map(TokenLogprobs::from));
+                }
             }
             FromChild::Ended { request, at_length } => {
                 if let Some(running) = state.running.remove(&request) {
@@ -255,11 +266,12 @@ impl Answers {
                     continue;
                 }
             };
-            if request.max_tokens == 0 {
+            if request.max_tokens == 0 && request.prompt_logprobs.is_none() {
                 request.answer.ended_elsewhere(self.tokenizer(), true);
                 continue;
             }
             request.ticket.begin();
+            self.metrics.0.waited(request.submitted.elapsed());
             state.next += 1;
             let number = state.next;
             let generate = Generate {
@@ -268,6 +280,8 @@ impl Answers {
                 max_tokens: request.max_tokens,
                 draw: request.draw,
                 logprobs: request.logprobs,
+                prompt_logprobs: request.prompt_logprobs,
+                ends: request.ends,
                 allowed,
             };
             let busy = (!request.background).then(|| self.priority.busy_owned());
@@ -289,6 +303,18 @@ fn say(state: &mut State, message: &ToChild) {
         && let Err(error) = link.send(message)
     {
         tracing::warn!(%error, "the second engine does not take what it is told");
+    }
+}
+
+impl From<TokenLogprobs> for Scored {
+    fn from(TokenLogprobs { id, logprob, top }: TokenLogprobs) -> Self {
+        Self { id, logprob, top }
+    }
+}
+
+impl From<Scored> for TokenLogprobs {
+    fn from(Scored { id, logprob, top }: Scored) -> Self {
+        Self { id, logprob, top }
     }
 }
 

@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::ChildSettings;
 use super::answers::{Answers, Link};
 use super::protocol::{self, FromChild, Load, ToChild, VERSION};
+use super::standing::{Record, Standing};
 use crate::{Error, Result};
 
 /// Name of the program.
@@ -26,6 +28,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const MOST_DOUBLINGS: u32 = 7;
 /// Time that the process may take to accept a frame: it reads all the time, so longer means that it hangs.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Variable of the GPUs that a process may use.
+const VISIBLE_GPUS: &str = "CUDA_VISIBLE_DEVICES";
 /// Time between two looks at what takes too long.
 const SWEEP: Duration = Duration::from_millis(200);
 
@@ -40,31 +44,56 @@ pub fn find_program(named: Option<&Path>) -> Option<PathBuf> {
     beside.into_iter().chain(folders).find(|candidate| candidate.is_file())
 }
 
+/// Returns the GPU with this index among those that this process sees, as [`VISIBLE_GPUS`] names it.
+fn only(visible: Option<&str>, index: usize) -> String {
+    let named = visible.filter(|visible| !visible.is_empty()).and_then(|visible| visible.split(',').nth(index));
+    named.map_or_else(|| index.to_string(), |name| name.trim().to_owned())
+}
+
 /// Keeps a process running. Dropping it ends the process.
 #[derive(Debug)]
 pub(super) struct Supervisor {
     answers: Arc<Answers>,
     process: Arc<Mutex<Option<Child>>>,
+    record: Arc<Record>,
     thread: Option<JoinHandle<()>>,
+    /// Tokens that a sequence may have, by what the first process said.
+    pub(super) context: usize,
 }
 
 impl Supervisor {
-    /// Starts `program` and waits until it has loaded what `load` says.
-    pub(super) fn start(program: PathBuf, load: Load, answers: Arc<Answers>) -> Result<Self> {
+    /// Starts the program and waits until it has loaded what `load` says.
+    pub(super) fn start(settings: ChildSettings, load: Load, answers: Arc<Answers>) -> Result<Self> {
         let process = Arc::<Mutex<Option<Child>>>::default();
+        let record = Arc::new(Record::new(settings.weights_bytes));
         let (first, loaded) = channel();
-        let watched = Watched { program, load, answers: answers.clone(), process: process.clone() };
+        let watched = Watched {
+            program: settings.program,
+            gpu: settings.gpu,
+            load,
+            answers: answers.clone(),
+            process: process.clone(),
+            record: record.clone(),
+        };
         let io = |source| Error::Io { context: "start a thread for the second engine", source: Arc::new(source) };
         let name = format!("second-{}", answers.model());
         let thread = std::thread::Builder::new().name(name).spawn(move || watched.run(first)).map_err(io)?;
         let swept = Arc::downgrade(&answers);
         std::thread::Builder::new().name("second-sweep".into()).spawn(move || sweep(&swept)).map_err(io)?;
-        let supervisor = Self { answers, process, thread: Some(thread) };
+        let mut supervisor = Self { answers, process, record, thread: Some(thread), context: 0 };
         match loaded.recv() {
-            Ok(Ok(())) => Ok(supervisor),
+            Ok(Ok(context)) => {
+                supervisor.context = context;
+                Ok(supervisor)
+            }
             Ok(Err(message)) => Err(Error::Setup(message)),
             Err(_) => Err(Error::Internal("the thread of the second engine ended".into())),
         }
+    }
+
+    /// Returns how the process stands.
+    pub(super) fn standing(&self) -> Standing {
+        self.record.standing()
     }
 }
 
@@ -94,23 +123,26 @@ fn sweep(answers: &Weak<Answers>) {
 /// What the thread of a supervisor has.
 struct Watched {
     program: PathBuf,
+    gpu: Option<usize>,
     load: Load,
     answers: Arc<Answers>,
     process: Arc<Mutex<Option<Child>>>,
+    record: Arc<Record>,
 }
 
 impl Watched {
     /// Runs one process after the other; tells `first` how the first one came up, and ends if it did not.
-    fn run(self, first: Sender<std::result::Result<(), String>>) {
+    fn run(self, first: Sender<std::result::Result<usize, String>>) {
         let mut first = Some(first);
         let mut failures = 0;
         while !self.answers.is_stopped() {
             let mut was_ready = false;
-            let ended = self.run_one(|| {
+            let ended = self.run_one(|context| {
                 was_ready = true;
                 // Whoever started the engine may have gone.
-                first.take().map(|first| first.send(Ok(())));
+                first.take().map(|first| first.send(Ok(context)));
             });
+            self.record.ended();
             self.answers.disconnect();
             let reason = self.reap(ended.err());
             if self.answers.is_stopped() {
@@ -120,6 +152,7 @@ impl Watched {
                 let _ = first.send(Err(format!("{}: {reason}", self.answers.model())));
                 return;
             }
+            self.answers.count_restart();
             failures = if was_ready { 0 } else { failures + 1 };
             let pause = FIRST_PAUSE * 2_u32.pow(failures.min(MOST_DOUBLINGS));
             let (model, milliseconds) = (self.answers.model(), pause.as_millis());
@@ -134,11 +167,16 @@ impl Watched {
     }
 
     /// Starts a process and reads what it says until it ends; an error says why it must not go on.
-    fn run_one(&self, ready: impl FnOnce()) -> std::result::Result<(), String> {
+    fn run_one(&self, ready: impl FnOnce(usize)) -> std::result::Result<(), String> {
         let io = |error: std::io::Error| error.to_string();
         let (own, other) = UnixStream::pair().map_err(io)?;
         own.set_write_timeout(Some(WRITE_TIMEOUT)).map_err(io)?;
-        let process = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        if let Some(gpu) = self.gpu {
+            // Else mistralrs spreads a model over all GPUs that it sees.
+            command.env(VISIBLE_GPUS, only(std::env::var(VISIBLE_GPUS).ok().as_deref(), gpu));
+        }
+        let process = command
             // For people who look at the list of processes.
             .arg(self.answers.model())
             .stdin(Stdio::from(OwnedFd::from(other)))
@@ -147,6 +185,7 @@ impl Watched {
             .process_group(0)
             .spawn()
             .map_err(|error| format!("{} cannot be started: {error}", self.program.display()))?;
+        self.record.started(process.id());
         *self.process.lock() = Some(process);
         // Stopped between the loop's look and the start: nobody else ends this process.
         if self.answers.is_stopped() {
@@ -156,7 +195,7 @@ impl Watched {
         link.send(&ToChild::Load(self.load.clone())).map_err(io)?;
         let mut said = BufReader::new(own);
         let began = Instant::now();
-        loop {
+        let context = loop {
             match protocol::read(&mut said).map_err(io)? {
                 None => return Ok(()),
                 Some(FromChild::Loading { resident_bytes }) => {
@@ -180,15 +219,16 @@ impl Watched {
                         seconds = began.elapsed().as_secs_f64(),
                         "the second engine is ready"
                     );
-                    break;
+                    break context;
                 }
                 Some(other) => return Err(format!("it says {other:?} before it is ready")),
             }
-        }
+        };
         if !self.answers.connect(Box::new(link)) {
             return Ok(());
         }
-        ready();
+        self.record.ready();
+        ready(context);
         while let Some(message) = protocol::read(&mut said).map_err(io)? {
             self.answers.hear(message);
         }
@@ -226,5 +266,18 @@ impl Link for Socket {
             let _ = self.0.shutdown(std::net::Shutdown::Both);
         }
         sent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::only;
+
+    #[test]
+    fn a_process_sees_the_gpu_that_this_one_computes_on() {
+        assert_eq!(only(None, 1), "1");
+        assert_eq!(only(Some(""), 0), "0");
+        assert_eq!(only(Some("2,3"), 1), "3");
+        assert_eq!(only(Some("GPU-8932f937, MIG-1"), 1), "MIG-1");
     }
 }

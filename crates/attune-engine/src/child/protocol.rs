@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Version of the protocol; both ends must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Most bytes of a frame. The largest is a prompt as long as a context of a million tokens.
 pub const MOST_BYTES: usize = 64 << 20;
 
@@ -63,14 +63,29 @@ pub struct Generate {
     pub request: u64,
     /// Token ids.
     pub prompt: Vec<u32>,
-    /// Most new tokens.
+    /// Most new tokens; 0 asks for the prompt's log probabilities alone.
     pub max_tokens: usize,
     /// How tokens are drawn.
     pub draw: Draw,
     /// Number of most probable tokens to tell with each token; `None` for no log probabilities at all.
     pub logprobs: Option<usize>,
+    /// The same for the tokens of the prompt, which are told before the first token.
+    pub prompt_logprobs: Option<usize>,
+    /// Tokens behind which Attune ends the answer: nothing needs to be computed for what would follow.
+    pub ends: Vec<u32>,
     /// The tokens that may come first, a bit for each; `None` without a grammar.
     pub allowed: Option<Vec<u32>>,
+}
+
+/// Copy of [`TokenLogprobs`](crate::logprobs::TokenLogprobs).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Scored {
+    /// A token's id.
+    pub id: u32,
+    /// Its log probability.
+    pub logprob: f32,
+    /// The most probable tokens in its place with theirs.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// Copy of [`Sampling`](crate::Sampling), whose fields say what these mean.
@@ -111,6 +126,13 @@ pub enum FromChild {
         /// Why.
         message: String,
     },
+    /// Log probabilities of tokens of the prompt, in order from the second one on; several frames for a long prompt.
+    Prompt {
+        /// The answer.
+        request: u64,
+        /// The tokens.
+        tokens: Vec<Scored>,
+    },
     /// A token was drawn.
     Token {
         /// The answer.
@@ -126,7 +148,7 @@ pub enum FromChild {
     Ended {
         /// The answer.
         request: u64,
-        /// True if it met a limit of length, false if the token before was the model's end token.
+        /// True if it met a limit of length, false if the token before was one of its ends.
         at_length: bool,
     },
     /// The answer failed.
@@ -176,6 +198,7 @@ mod tests {
         let said = [
             FromChild::Ready { version: VERSION, context: 128, resident_bytes: 9 },
             FromChild::Token { request: 7, token: 3, logprob: Some(-0.1), top: vec![(3, -0.1), (1, f32::MIN)] },
+            FromChild::Prompt { request: 7, tokens: vec![Scored { id: 2, logprob: -1.5, top: Vec::new() }] },
             FromChild::Ended { request: 7, at_length: true },
         ];
         let mut bytes = Vec::new();

@@ -4,7 +4,7 @@
 use axum::extract::State;
 use maud::{Markup, html};
 
-use super::{SECTION, kind, link, made_by, memory, place, traffic};
+use super::{SECTION, elsewhere, kind, link, made_by, memory, place, traffic};
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::extract::Path;
 use crate::api::models::names::real_name;
@@ -13,10 +13,10 @@ use crate::api::ui::fault::Fault;
 use crate::api::ui::layout::page;
 use crate::api::ui::visitor::Visitor;
 use crate::api::ui::words::{figure, moment};
+use crate::engine::catalog::CatalogEntry;
 use crate::format;
 use crate::jobs::checkpoints::ModelCheckpoint;
 use crate::jobs::{self, Job};
-use crate::model::BaseModel;
 use crate::store::files::Page;
 use crate::store::models::FineTunedModel;
 use crate::store::permissions::Permission;
@@ -36,7 +36,7 @@ pub(super) async fn show(
     let real = real_name(&pages.api, &visitor.caller.organization, &name).await?;
     let uses = uses(&pages, &visitor, &real).await?;
     let body = match catalog.get(&real) {
-        Ok(entry) => base(&pages, &entry.model, uses),
+        Ok(entry) => base(&pages, entry, uses),
         Err(_) => tuned(&pages, &visitor, &find(&pages, &visitor, &real).await?, uses).await?,
     };
     Ok(page(&visitor.frame(&real, SECTION.path), body))
@@ -76,7 +76,8 @@ fn used(uses: RecentUse) -> Markup {
     }
 }
 
-fn base(pages: &Pages, model: &BaseModel, uses: RecentUse) -> Markup {
+fn base(pages: &Pages, entry: &CatalogEntry, uses: RecentUse) -> Markup {
+    let model = &entry.model;
     let config = &model.config;
     let aliases: Vec<&str> =
         pages.api.catalog.aliases().filter(|(_, name)| *name == model.id).map(|(alias, _)| alias).collect();
@@ -100,7 +101,10 @@ fn base(pages: &Pages, model: &BaseModel, uses: RecentUse) -> Markup {
                 @if !aliases.is_empty() {
                     dt { "Aliases" } dd { @for alias in &aliases { bdi { (alias) } " " } }
                 }
-                dt { "Memory" } dd { "always ready" }
+                @match entry.backend.standing() {
+                    None => { dt { "Memory" } dd { "always ready" } }
+                    Some(standing) => (elsewhere::facts(&standing)),
+                }
                 (used(uses))
                 @if let Some(price) = price {
                     dt { "Price" } dd {

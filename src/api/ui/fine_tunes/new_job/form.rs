@@ -247,7 +247,9 @@ impl Choices {
         let models = model_list::page(&pages.api, &visitor.caller, all).await?.data;
         let newest = Page { after: None, limit: FILES, ascending: false };
         let (files, _) = pages.api.store.files(&visitor.caller.organization, Some(TRAINING), newest).await?;
-        Ok(Self { models: models.into_iter().map(|model| (model.id, model.root)).collect(), files })
+        // Those of the second engine do not train.
+        let models = models.into_iter().filter(|model| model.engine.is_none());
+        Ok(Self { models: models.map(|model| (model.id, model.root)).collect(), files })
     }
 
     /// The fields for what is trained on what.
