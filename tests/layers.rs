@@ -95,7 +95,10 @@ fn the_default_build_knows_nothing_of_the_second_engine() {
     let manifest = std::fs::read_to_string(repository().join("engines/mistralrs/Cargo.toml")).unwrap();
     assert!(manifest.contains("[workspace]"), "the second engine has no workspace of its own");
     let default = std::fs::read_to_string(repository().join("Cargo.toml")).unwrap();
-    assert!(!default.contains("engines") && !default.contains("\nmistralrs ="), "the default build names the second engine");
+    assert!(
+        !default.contains("engines") && !default.contains("\nmistralrs ="),
+        "the default build names the second engine"
+    );
 }
 
 fn repository() -> PathBuf {

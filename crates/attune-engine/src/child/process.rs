@@ -171,20 +171,8 @@ impl Watched {
         let io = |error: std::io::Error| error.to_string();
         let (own, other) = UnixStream::pair().map_err(io)?;
         own.set_write_timeout(Some(WRITE_TIMEOUT)).map_err(io)?;
-        let mut command = Command::new(&self.program);
-        if let Some(gpu) = self.gpu {
-            // Else mistralrs spreads a model over all GPUs that it sees.
-            command.env(VISIBLE_GPUS, only(std::env::var(VISIBLE_GPUS).ok().as_deref(), gpu));
-        }
-        let process = command
-            // For people who look at the list of processes.
-            .arg(self.answers.model())
-            .stdin(Stdio::from(OwnedFd::from(other)))
-            .stdout(Stdio::null())
-            // A signal of the terminal is for Attune, which ends the process in order.
-            .process_group(0)
-            .spawn()
-            .map_err(|error| format!("{} cannot be started: {error}", self.program.display()))?;
+        let process = self.command(other).spawn();
+        let process = process.map_err(|error| format!("{} cannot be started: {error}", self.program.display()))?;
         self.record.started(process.id());
         *self.process.lock() = Some(process);
         // Stopped between the loop's look and the start: nobody else ends this process.
@@ -233,6 +221,24 @@ impl Watched {
             self.answers.hear(message);
         }
         Ok(())
+    }
+
+    /// Makes the command that starts the program with `other` as its end of the socket. It must not outlive the start: this
+    /// process would hold that end, too, and never see it closed.
+    fn command(&self, other: UnixStream) -> Command {
+        let mut command = Command::new(&self.program);
+        if let Some(gpu) = self.gpu {
+            // Else mistralrs spreads a model over all GPUs that it sees.
+            command.env(VISIBLE_GPUS, only(std::env::var(VISIBLE_GPUS).ok().as_deref(), gpu));
+        }
+        command
+            // For people who look at the list of processes.
+            .arg(self.answers.model())
+            .stdin(Stdio::from(OwnedFd::from(other)))
+            .stdout(Stdio::null())
+            // A signal of the terminal is for Attune, which ends the process in order.
+            .process_group(0);
+        command
     }
 
     /// Ends the process if it still runs, and says how it ended.
