@@ -47,7 +47,7 @@ impl Pair {
 /// likeness is the score ([`super::likeness`]). An error if it tells labels apart.
 pub(super) fn score_form(target: &Target) -> Result<Option<ScoreForm>> {
     match &target.model().classifier {
-        None => Ok(None),
+        None => target.check_makes_vectors().map(|()| None),
         Some(head) if head.labels.len() == 1 => Ok(Some(head.score)),
         Some(head) => Err(target.cannot(&format!("has {} labels, none of which is a score", head.labels.len()))),
     }
