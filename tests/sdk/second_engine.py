@@ -121,6 +121,7 @@ TESTS = {
         "test_requests.py::test_an_empty_parameter_of_the_query_is_as_if_absent",
         "test_requests.py::test_every_text_says_that_it_is_utf_8",
         "test_server.py::test_a_job_survives_the_death_of_its_server",
+        "test_tools.py::test_auto_calls_where_the_model_wants_to",
         "test_transport.py::test_a_post_without_content_may_say_that_it_is_json",
         "test_transport.py::test_metadata_is_found_however_the_query_is_written",
         "test_transport.py::test_the_stream_of_a_fine_tunes_events_has_the_same_frames",
