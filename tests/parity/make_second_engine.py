@@ -187,6 +187,9 @@ def write(folder, config_class, model_class, settings, modules):
     assert all(old["tokens"] != new["tokens"] for old, new in zip(answers, after)), "the adapter changes nothing"
     adapter.save_pretrained(folder / "adapter")
     (folder / "adapter" / "README.md").unlink(missing_ok=True)
+    settings = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    settings["target_modules"].sort()  # PEFT keeps a set; its order changes from run to run
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     write_answers(after, folder / "adapter" / "reference.json")
 
 

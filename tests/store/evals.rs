@@ -302,7 +302,7 @@ async fn responses_are_chosen_by_what_was_asked_even_beside_a_nul() {
         (ResponseFilter { tools: vec!["look_up".into()], ..all() }, vec!["r1", "r2"]),
         (
             common(CompletionFilter { created_after: Some(100), created_before: Some(100), ..any() }),
-            vec![\"r1\", \"r2\", \"r4\"],
+            vec!["r1", "r2", "r4"],
         ),
         (common(CompletionFilter { created_after: Some(101), ..any() }), vec![]),
         (common(CompletionFilter { created_before: Some(99), ..any() }), vec![]),
