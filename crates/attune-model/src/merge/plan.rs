@@ -286,19 +286,20 @@ impl Plan {
         changes: &mut BTreeMap<String, Change>,
     ) -> Item {
         let change = changes.remove(name.strip_prefix("model.").unwrap_or(name));
-        let own = if kind == Kind::Matrix && self.quantize.is_some() { None } else { self.own_type(name, &source) };
+        let own =
+            if kind == Kind::Matrix && self.quantize.is_some() { None } else { self.own_type(name, kind, &source) };
         Item { name: name.to_owned(), shape: shape.to_vec(), kind, own, change, source }
     }
 
     /// Returns the type of the base's tensor that has the values of `name`; `None` if it is quantized.
-    fn own_type(&self, name: &str, source: &Source) -> Option<WeightType> {
+    fn own_type(&self, name: &str, kind: Kind, source: &Source) -> Option<WeightType> {
         match source {
             Source::Own => self.plain_type(name),
             Source::Rows { name, .. } => self.plain_type(name),
             Source::Joined(parts) => parts.first().and_then(|(name, _)| self.plain_type(name)),
             Source::Expert { block, site, .. } => self.plain_type(name).or_else(|| {
                 let stack = if *site == Site::Down { "down_proj" } else { "gate_up_proj" };
-                let end = if name.ends_with(".bias") { "_bias" } else { "" };
+                let end = if kind == Kind::Vector { "_bias" } else { "" };
                 self.plain_type(&named(*block, &format!("mlp.experts.{stack}{end}")))
             }),
             Source::Stack(_) => None,

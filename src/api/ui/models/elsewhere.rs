@@ -74,7 +74,7 @@ mod tests {
         assert!(!text.contains("Loaded in"), "{text}");
         let ready = Standing { phase: Phase::Ready, loaded_in: Some(Duration::from_secs(3)), ..loading };
         let text = facts(&ready).into_string();
-        assert!(text.contains("ready</span>") && text.contains("3 s") && !text.contains("progress"), "{text}");
+        assert!(text.contains("ready</span>") && text.contains("3.0 s") && !text.contains("progress"), "{text}");
         let ended = Standing { phase: Phase::Ended, resident_bytes: None, restarts: 0, ..loading };
         let text = facts(&ended).into_string();
         assert!(
