@@ -260,7 +260,7 @@ pub fn router(state: ApiState) -> Router {
     }
     // Outside of the layers that hold places and limits for an answer, so that these are let go with it.
     let routes = routes.layer(unread);
-    transport::dress(routes.merge(docs::routes(document())), move || gate.was_open())
+    transport::dress(routes.merge(docs::routes(&document())), move || gate.was_open())
 }
 
 /// Returns the API's own routes for callers that are known already, under the same limits.
@@ -307,7 +307,7 @@ mod tests {
     use super::*;
 
     async fn docs(path: &str) -> (u16, String) {
-        let routes = transport::dress(docs::routes(document()), || true);
+        let routes = transport::dress(docs::routes(&document()), || true);
         let response =
             routes.oneshot(Request::get(path).body(Body::empty()).expect("a request")).await.expect("an answer");
         let status = response.status().as_u16();
@@ -318,7 +318,7 @@ mod tests {
     #[test]
     fn no_two_routes_have_the_same_path() {
         // The router panics on a conflict.
-        drop(assemble(|routes| routes).merge(docs::routes(document()).with_state(())));
+        drop(assemble(|routes| routes).merge(docs::routes(&document()).with_state(())));
     }
 
     #[tokio::test]
@@ -327,5 +327,7 @@ mod tests {
         assert!(status == 200 && document.contains("createFineTuningJob"), "{status}");
         let (status, page) = docs("/docs/").await;
         assert!(status == 200 && page.contains("swagger-ui"), "{status}");
+        let (status, script) = docs("/docs/swagger-initializer.js").await;
+        assert!(status == 200 && script.contains("/openapi.json"), "{script}");
     }
 }

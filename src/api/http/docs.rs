@@ -1,12 +1,17 @@
 //! The frame of the `OpenAPI` document, and the page that shows the document.
 
 use axum::Router;
+use axum::body::Bytes;
+use axum::http::header::CONTENT_TYPE;
+use axum::routing::get;
 use utoipa::openapi::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Components, InfoBuilder, LicenseBuilder, OpenApiBuilder};
-use utoipa_swagger_ui::SwaggerUi;
+use utoipa_swagger_ui::{Config, SwaggerUi};
 
 const KEY: &str = "api_key";
+/// Path of the document.
+const DOCUMENT: &str = "/openapi.json";
 
 const DESCRIPTION: &str = "Serves language models and embeddings in the form of OpenAI's API, and fine-tunes them. \
                            The same routes are served without the prefix `/v1`, and `/fine-tunes` is the same resource as \
@@ -30,7 +35,15 @@ pub(crate) fn frame() -> OpenApi {
         .build()
 }
 
-/// Serves the page at `/docs` and the document at `/openapi.json`.
-pub(crate) fn routes(document: OpenApi) -> Router {
-    SwaggerUi::new("/docs").url("/openapi.json", document).into()
+/// Serves the page at `/docs` and the document at `/openapi.json`. The document is kept as a text: in memory its parts take many
+/// times as much.
+pub(crate) fn routes(document: &OpenApi) -> Router {
+    let text = document.to_json().unwrap_or_else(|error| {
+        tracing::error!(%error, "the OpenAPI document cannot be written, and /openapi.json is empty");
+        String::new()
+    });
+    let text = Bytes::from(text);
+    let answer = move || std::future::ready(([(CONTENT_TYPE, "application/json")], text.clone()));
+    let page: Router = SwaggerUi::new("/docs").config(Config::from(DOCUMENT)).into();
+    page.route(DOCUMENT, get(answer))
 }

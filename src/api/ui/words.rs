@@ -9,6 +9,12 @@ use crate::jobs::cost::Pricing;
 use crate::jobs::progress::Progress;
 use crate::jobs::{Job, JobStatus};
 
+/// Returns a text of a user's for places that hold no elements, such as the options of a list: one that runs from right to left
+/// turns nothing around it (Unicode's FSI and PDI).
+pub(crate) fn isolated(text: &str) -> String {
+    format!("\u{2068}{text}\u{2069}")
+}
+
 /// Returns a time, given in unix seconds; `page.js` puts it into the reader's own words.
 pub(crate) fn moment(seconds: i64) -> Markup {
     let time = jiff::Timestamp::from_second(seconds).ok();

@@ -23,6 +23,7 @@ use crate::api::ui::fault::Fault;
 use crate::api::ui::layout::{Frame, page};
 use crate::api::ui::security::see;
 use crate::api::ui::visitor::Visitor;
+use crate::api::ui::words::isolated;
 use crate::datasets::json;
 use crate::datasets::lines::Lines;
 use crate::datasets::pairs::is_of_texts;
@@ -284,7 +285,7 @@ impl Choices {
                             option value=(validation) selected { (validation) }
                         }
                         @for file in files {
-                            option value=(file.id) selected[file.id == validation] { (file.filename) " (" (file.id) ")" }
+                            option value=(file.id) selected[file.id == validation] { (isolated(&file.filename)) " (" (file.id) ")" }
                         }
                     }
                 }

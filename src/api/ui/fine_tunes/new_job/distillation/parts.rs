@@ -5,6 +5,7 @@ use maud::{Markup, html};
 use super::super::draft::Draft;
 use super::request::{ANSWER, LONGEST, is_stored};
 use crate::api::ui::Pages;
+use crate::api::ui::words::isolated;
 use crate::store::files::File;
 
 /// What comes before the name of a teacher of the configuration.
@@ -29,7 +30,7 @@ pub(super) fn prompts_fields(fields: &Fields<'_>, files: &[File], models: &[Stri
                     option value="" selected[chosen.is_empty()] { "Choose a file" }
                     @if !chosen.is_empty() && !is_listed { option value=(chosen) selected { (chosen) } }
                     @for file in files {
-                        option value=(file.id) selected[file.id == chosen] { (file.filename) " (" (file.id) ")" }
+                        option value=(file.id) selected[file.id == chosen] { (isolated(&file.filename)) " (" (file.id) ")" }
                     }
                 }
                 p.hint id="prompts-hint" { "Or " a href="#upload-title" { "upload one below" } ". An answer at the end of a line is left out." }
