@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde_json::Value as Json;
 
 use super::gguf_file::write_file;
-use super::plan::{Item, Kind, Plan, Target};
+use super::plan::{Item, Kind, Plan, Target, refuse_encoder};
 use super::weight_type::WeightType;
 use super::{Base, changes, refuse_rest};
 use crate::blocks::BlockType;
@@ -50,6 +50,7 @@ pub(super) fn write(
     requested: Option<WeightType>,
 ) -> Result<()> {
     let config = checkpoint.config()?;
+    refuse_encoder(checkpoint, &config)?;
     let fields = python_json::read(&folder.join("config.json"))?.unwrap_or_default();
     let architecture = Architecture::of_model_type(config.family).ok_or_else(|| {
         let kind = config.family;

@@ -92,11 +92,7 @@ impl Plan {
     ) -> Result<Self> {
         let config = checkpoint.config()?;
         let weights = checkpoint.weights(&Device::Cpu)?;
-        if config.is_encoder {
-            let advice = "encoders are written in the base's form alone, from weights that are not quantized: the forms differ in \
-                          what they can say of how vectors are made";
-            return Err(checkpoint.fault(advice));
-        }
+        refuse_encoder(checkpoint, &config)?;
         let quantize = quantize.map(str::to_owned);
         let mut plan = Self { config, items: Vec::new(), tied: false, weights, quantize, experts: Mutex::default() };
         plan.list(target, changes)?;
@@ -339,6 +335,16 @@ impl Item {
         };
         self.change.is_some() || in_stack
     }
+}
+
+/// Refuses encoders, which keep the form of their base.
+pub(super) fn refuse_encoder(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<()> {
+    if config.is_encoder {
+        let advice = "encoders are written in the base's form alone, from weights that are not quantized: the forms differ in \
+                      what they can say of how vectors are made";
+        return Err(checkpoint.fault(advice));
+    }
+    Ok(())
 }
 
 /// Returns the name of `rest` in a block.
