@@ -314,6 +314,18 @@ impl ModelConfig {
         self.modules_of(block).flat_map(|module| module.sites).copied()
     }
 
+    /// Returns true if the layers at `site` have biases.
+    pub fn has_bias(&self, site: Site) -> bool {
+        match site {
+            Site::Query | Site::Key | Site::Value => self.biases.query_key_value,
+            Site::Output => self.biases.output,
+            Site::Gate | Site::Up | Site::Down => self.biases.mlp,
+            Site::ConvolutionInput | Site::ConvolutionOutput => {
+                self.convolution.as_ref().is_some_and(|convolution| convolution.bias)
+            }
+        }
+    }
+
     /// Returns the checkpoint's name of the norm that Llama calls `usual`.
     pub fn norm_name(&self, usual: &'static str) -> &'static str {
         self.norm_names.iter().find(|(known, _)| *known == usual).map_or(usual, |(_, name)| name)

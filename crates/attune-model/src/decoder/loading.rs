@@ -102,16 +102,7 @@ impl BlockWeights<'_> {
         let name = self.name(module.path);
         let weight = self.weights.matrix(&format!("{name}.weight"), [output, input])?;
         let bias_name = format!("{name}.bias");
-        let biases = self.config.biases;
-        let has_bias = |site: &Site| match site {
-            Site::Query | Site::Key | Site::Value => biases.query_key_value,
-            Site::Output => biases.output,
-            Site::Gate | Site::Up | Site::Down => biases.mlp,
-            Site::ConvolutionInput | Site::ConvolutionOutput => {
-                self.config.convolution.as_ref().is_some_and(|convolution| convolution.bias)
-            }
-        };
-        let bias = if module.sites.iter().any(has_bias) {
+        let bias = if module.sites.iter().any(|site| self.config.has_bias(*site)) {
             self.weights.get_optional(&bias_name, &[output])?
         } else {
             if self.weights.has(&bias_name) {

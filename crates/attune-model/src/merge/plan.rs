@@ -151,14 +151,7 @@ impl Plan {
         changes: &mut BTreeMap<String, Change>,
     ) {
         let (all, input) = module.shape(config);
-        let has_bias = module.sites.iter().any(|site| match site {
-            Site::Query | Site::Key | Site::Value => config.biases.query_key_value,
-            Site::Output => config.biases.output,
-            Site::Gate | Site::Up | Site::Down => config.biases.mlp,
-            Site::ConvolutionInput | Site::ConvolutionOutput => {
-                config.convolution.as_ref().is_some_and(|convolution| convolution.bias)
-            }
-        });
+        let has_bias = module.sites.iter().any(|site| config.has_bias(*site));
         let rows: Vec<(Site, Range<usize>)> = module.rows(config).collect();
         let stored = match target {
             Target::Folder => vec![*module],
@@ -348,6 +341,6 @@ pub(super) fn refuse_encoder(checkpoint: &Checkpoint, config: &ModelConfig) -> R
 }
 
 /// Returns the name of `rest` in a block.
-pub(super) fn named(block: usize, rest: &str) -> String {
+fn named(block: usize, rest: &str) -> String {
     format!("model.layers.{block}.{rest}")
 }

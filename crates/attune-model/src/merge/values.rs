@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
-use super::plan::{Item, Kind, Plan, Source, named};
+use super::plan::{Item, Kind, Plan, Source};
 use crate::decoder::{ExpertForm, ExpertTensors};
 use crate::kernels::Kernels;
 use crate::linear::{Linear, Storage};
@@ -77,11 +77,8 @@ impl Plan {
     fn expert(&self, (block, expert, site): (usize, usize, Site), kind: Kind) -> Result<Vec<f32>> {
         let config = self.config.experts.as_ref();
         let config = config.ok_or_else(|| Error::Internal("experts of a model that has none".into()))?;
-        let block_name = named(block, "");
-        let block_name = block_name.trim_end_matches('.').to_owned();
-        let tensors =
-            ExpertTensors { block: block_name, hidden: self.config.hidden_size, config, weights: &self.weights };
-        let form = self.form(block, &tensors)?;
+        let tensors = ExpertTensors { block, hidden: self.config.hidden_size, config, weights: &self.weights };
+        let form = self.form(&tensors)?;
         let (matrix, bias) = tensors.layer(&form, expert, site)?;
         match (kind, bias) {
             (Kind::Vector, Some(bias)) => Ok(bias.to_vec1::<f32>()?),
@@ -91,17 +88,17 @@ impl Plan {
     }
 
     /// Returns the form of a block's experts, which may be all of their values: read once while the block is written.
-    fn form(&self, block: usize, tensors: &ExpertTensors<'_>) -> Result<Arc<ExpertForm>> {
+    fn form(&self, tensors: &ExpertTensors<'_>) -> Result<Arc<ExpertForm>> {
         let mut last = self.experts.lock();
         if let Some((known, form)) = last.as_ref()
-            && *known == block
+            && *known == tensors.block
         {
             return Ok(form.clone());
         }
         // Freed before the next one takes its place.
         *last = None;
         let form = Arc::new(tensors.form()?);
-        *last = Some((block, form.clone()));
+        *last = Some((tensors.block, form.clone()));
         Ok(form)
     }
 }

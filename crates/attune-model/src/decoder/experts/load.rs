@@ -61,8 +61,7 @@ impl Experts {
     /// Loads the experts of a block.
     pub(in super::super) fn load(from: &BlockWeights<'_>, config: &ExpertsConfig) -> Result<Self> {
         let BlockWeights { index, config: model, weights, storage, kernels } = *from;
-        let source =
-            ExpertTensors { block: format!("model.layers.{index}"), hidden: model.hidden_size, config, weights };
+        let source = ExpertTensors { block: index, hidden: model.hidden_size, config, weights };
         let form = source.form()?;
         let experts = (0..config.count).map(|expert| {
             let linear = |site: Site| {
@@ -85,8 +84,8 @@ impl Experts {
 
 /// The tensors of a checkpoint that hold the experts of one block.
 pub(crate) struct ExpertTensors<'a> {
-    /// Name of the block, such as `model.layers.0`.
-    pub(crate) block: String,
+    /// Number of the block, from 0.
+    pub(crate) block: usize,
     /// Width of the model.
     pub(crate) hidden: usize,
     pub(crate) config: &'a ExpertsConfig,
@@ -95,7 +94,7 @@ pub(crate) struct ExpertTensors<'a> {
 
 impl ExpertTensors<'_> {
     fn name(&self, rest: &str) -> String {
-        format!("{}.{rest}", self.block)
+        format!("model.layers.{}.{rest}", self.block)
     }
 
     fn has(&self, rest: &str) -> bool {
