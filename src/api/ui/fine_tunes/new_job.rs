@@ -17,6 +17,8 @@ mod draft;
 mod expectation;
 mod findings;
 mod form;
+mod kinds;
+mod table_reader;
 mod tables;
 mod targets;
 mod texts;
@@ -35,7 +37,7 @@ use maud::{Markup, html};
 use self::deposit::Refusal;
 use self::draft::url_pairs::encode;
 use self::draft::{DISTILLATION, Draft};
-use self::tables::Kind;
+use self::kinds::Kind;
 use self::texts::Text;
 use super::SECTION;
 use crate::api::http::error::{Problem, Result};
@@ -145,7 +147,7 @@ async fn receive(
     let (path, name) = (upload.path.to_path_buf(), upload.filename.clone());
     let kind = off_thread("look at an upload", move || {
         let context = format!("read the upload {}", path.display());
-        let kind = std::fs::File::open(&path).and_then(|mut file| tables::kind(&mut file, &name));
+        let kind = std::fs::File::open(&path).and_then(|mut file| kinds::kind(&mut file, &name));
         kind.map_err(Problem::io(context))
     });
     let purpose = match kind.await? {

@@ -9,7 +9,8 @@ use serde_json::Value;
 use tempfile::{NamedTempFile, TempPath};
 
 use super::arrays::Elements;
-use super::tables::{Cell, Rows, Source};
+use super::kinds::Source;
+use super::tables::{Cell, Rows};
 use super::targets::Target;
 use crate::api::http::error::{Problem, Result};
 use crate::datasets::faults::Faults;
