@@ -123,6 +123,19 @@ def test_embeddings_are_compared_by_a_model_of_the_server(client, http):
     assert refused(http, similarity("cosine"))["param"] == "grader.model"
 
 
+def test_a_model_that_cannot_do_what_a_grader_asks_of_it_is_refused_by_name(aliased):
+    with httpx.Client(base_url=aliased.url, timeout=60) as http:
+        for grader, says in [
+            (label("encoder"), "writes no texts"),
+            (label("text-embedding-3-large"), "writes no texts"),
+            (similarity("cosine", model="reranker"), "makes no vectors"),
+        ]:
+            both = {"type": "multi", "name": "m", "graders": {"a": grader, "b": string_check()}, "calculate_output": "a + b"}
+            for sent, param in [(grader, "grader.model"), (both, "grader.graders.a.model")]:
+                error = refused(http, sent)
+                assert (error["param"], error["code"]) == (param, "invalid_grader") and says in error["message"], error
+
+
 def test_graders_are_combined_by_a_formula(client):
     grader = {
         "type": "multi",

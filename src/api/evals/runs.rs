@@ -17,7 +17,7 @@ use super::data_source::SOURCE;
 use super::{Direction, name_of, notes, page};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
-use crate::api::graders::check::model_of;
+use crate::api::graders::check::{Task, model_of};
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::{Body, Path};
 use crate::api::http::list::BoundedPageOf;
@@ -119,7 +119,7 @@ pub(crate) async fn create(
     }
     for (index, model) in source.models.iter().enumerate() {
         let param = if models.is_empty() { format!("{SOURCE}.model") } else { format!("models[{index}]") };
-        model_of(&state, &caller, model, param).await?;
+        model_of(&state, &caller, model, Task::Texts, param).await?;
     }
     let new = NewEvalRun {
         eval: eval_id,

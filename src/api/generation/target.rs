@@ -28,6 +28,16 @@ pub(crate) const TOKENIZING: usize = 208;
 /// Memory of a token in all lists of a request.
 const TOKEN_BYTES: usize = 8;
 
+/// Returns true if the model writes texts.
+pub(crate) fn writes_texts(model: &BaseModel) -> bool {
+    !model.config.is_encoder && !model.is_static()
+}
+
+/// Returns true if the model makes vectors that can be compared.
+pub(crate) fn makes_vectors(model: &BaseModel) -> bool {
+    model.classifier.is_none() && !model.runs_elsewhere
+}
+
 /// The model that a request runs on, and the account that pays for it.
 #[derive(Clone)]
 pub(crate) struct Target {
@@ -97,16 +107,16 @@ impl Target {
     }
 
     fn writes(&self) -> bool {
-        let model = self.model();
-        !model.config.is_encoder && !model.is_static()
+        writes_texts(self.model())
     }
 
     /// Refuses a model whose hidden states were trained for its labels alone: vectors made of them mean nothing.
     pub(crate) fn check_makes_vectors(&self) -> Result<()> {
-        if self.model().runs_elsewhere {
-            return Err(self.cannot("makes no vectors on the second engine"));
+        if makes_vectors(self.model()) {
+            return Ok(());
         }
-        if self.model().classifier.is_none() { Ok(()) } else { Err(self.cannot("makes no vectors of them")) }
+        let lacks = if self.model().runs_elsewhere { "on the second engine" } else { "of them" };
+        Err(self.cannot(&format!("makes no vectors {lacks}")))
     }
 
     /// Refuses a model without a classification head.

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
+use crate::api::generation::target::{makes_vectors, writes_texts};
 use crate::api::graders::outcome::Failure;
 use crate::api::http::error::{Problem, Result};
 use crate::api::models::model_resource;
@@ -13,6 +14,15 @@ use crate::teachers;
 const NO_CODE: &str = "Graders of type 'python' are not supported: this server runs no code of its callers. Its operator can \
                        allow them by the setting `python` of `[graders]`, the interpreter that runs such code in a sandbox. \
                        Use string_check, text_similarity, score_model, label_model or multi.";
+
+/// What a model is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// Write texts.
+    Texts,
+    /// Make vectors of texts.
+    Vectors,
+}
 
 /// Reads the grader in the field `param` and checks that the caller may use its models, and the server its code.
 pub(crate) async fn grader(
@@ -31,7 +41,8 @@ pub(crate) async fn grader(
             let message = format!("`{model}` answers chats and makes no embeddings: name a model of this server.");
             return Err(Problem::invalid_code(format!("{param}.{field}"), "invalid_grader", message));
         }
-        model_of(state, caller, model, format!("{param}.{field}")).await?;
+        let task = if grader.embeds_with(&field) { Task::Vectors } else { Task::Texts };
+        model_of(state, caller, model, task, format!("{param}.{field}")).await?;
     }
     if grader.needs_embeddings() && embedding_model(state).is_none() {
         // Then each grader must name its own; this looks at the whole, so that a part with a model passes.
@@ -74,20 +85,39 @@ pub(crate) fn refusal(param: &str, fault: &Fault) -> Problem {
     Problem::invalid_code(format!("{param}{dot}{}", fault.param), "invalid_grader", fault.message.clone())
 }
 
-/// Checks that the caller may use the model, or that there is such a teacher; an error names the field `param`.
-pub(crate) async fn model_of(state: &ApiState, caller: &Caller, model: &str, param: String) -> Result<()> {
+/// Checks that the caller may use the model, or that there is such a teacher, and that it does what it is to do; an error names
+/// the field `param`.
+pub(crate) async fn model_of(
+    state: &ApiState,
+    caller: &Caller,
+    model: &str,
+    task: Task,
+    param: String,
+) -> Result<()> {
     if let Some(name) = teachers::named(model) {
         let known = state.teachers.get(name).map(|_| ());
         return known.map_err(|message| Problem::invalid_code(param, "invalid_grader", message));
     }
-    match model_resource::find(state, caller, model).await {
-        Ok(_) => Ok(()),
+    let found = match model_resource::find(state, caller, model).await {
+        Ok(found) => found,
         // The route exists: what is missing is a part of the body.
         Err(problem) if problem.is_model_not_found() => {
-            Err(Problem::invalid_code(param, "invalid_grader", problem.error.message))
+            return Err(Problem::invalid_code(param, "invalid_grader", problem.error.message));
         }
-        Err(problem) => Err(problem),
+        Err(problem) => return Err(problem),
+    };
+    let base = found.parent.or(found.root).unwrap_or(found.id);
+    // The base of a fine-tuned model may be with another server: whoever asks it is told.
+    let Ok(base) = state.catalog.get(&base) else { return Ok(()) };
+    let (does, what) = match task {
+        Task::Texts => (writes_texts(&base.model), "writes no texts"),
+        Task::Vectors => (makes_vectors(&base.model), "makes no vectors of texts"),
+    };
+    if does {
+        return Ok(());
     }
+    let message = format!("The model `{model}` {what}: name one of this server that does.");
+    Err(Problem::invalid_code(param, "invalid_grader", message))
 }
 
 /// Returns the one model of the server that makes embeddings and nothing else; `None` if there is none, or a choice.

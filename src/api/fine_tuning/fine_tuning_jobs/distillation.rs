@@ -214,7 +214,7 @@ pub(super) async fn admit(state: &ApiState, caller: &Caller, spec: &JobSpec) -> 
     let Some(plan) = &spec.distillation else { return Ok(()) };
     let mut models = Vec::new();
     if let Some(teacher) = &plan.teacher {
-        check::model_of(state, caller, teacher, at("teacher")).await?;
+        check::model_of(state, caller, teacher, check::Task::Texts, at("teacher")).await?;
         models.push(teacher.clone());
     }
     for (index, grader) in plan.graders.iter().enumerate() {
