@@ -24,7 +24,11 @@ def there(second, tickets):
 
 def filled(body, there):
     """A request of the table with what there is in place of the words."""
-    return {key: there.get(value, value) if isinstance(value, str) else value for key, value in body.items()}
+    if isinstance(body, dict):
+        return {key: filled(value, there) for key, value in body.items()}
+    if isinstance(body, list):
+        return [filled(value, there) for value in body]
+    return there.get(body, body)
 
 
 @pytest.mark.parametrize(("what", "path", "body"), CASES, ids=[f"{what}-{path}" for what, path, _ in CASES])
@@ -34,7 +38,7 @@ def test_what_it_cannot_do_is_refused_by_name(second, there, what, path, body):
     answer = httpx.post(second.url + path.replace("MODEL", there["MODEL"]), json=body, timeout=60)
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
-    assert refusal.message in error["message"] and error["param"] == refusal.param, error
+    assert refusal.message in error["message"] and error["param"].split(".")[-1] == refusal.param, error
 
 
 def test_the_same_is_done_by_the_own_engine(second, there):
@@ -43,7 +47,7 @@ def test_the_same_is_done_by_the_own_engine(second, there):
     for what, path, body in CASES:
         body = filled(body, there)
         answer = httpx.post(second.url + path.replace("MODEL", "demo"), json=body, timeout=60)
-        assert answer.status_code == (400 if what == "labels" else 200), answer.text
+        assert answer.status_code in ([400] if what == "labels" else [200, 201]), answer.text
 
 
 def test_every_need_of_a_test_has_a_refusal():
