@@ -16,9 +16,12 @@ SLOW = {"MAX_SEQUENCES": "1", "MAX_STEP_TOKENS": "1"}
 MODEL = "with-adapter"
 
 
-def start(start_server, **limits):
-    """A server with these limits, whose model `MODEL` has an adapter."""
-    server = start_server(settings={f"ATTUNE_LIMITS__{name}": value for name, value in {**SLOW, **limits}.items()})
+def start(start_server, request, **limits):
+    """A server with these limits, whose model `MODEL` has an adapter, if its engine gives any."""
+    settings = {f"ATTUNE_LIMITS__{name}": value for name, value in {**SLOW, **limits}.items()}
+    if request.config.getoption("--engine") == "mistralrs":
+        return start_server(settings={**settings, "ATTUNE_ALIASES": f'{{{MODEL}="demo"}}'})
+    server = start_server(settings=settings)
     path = adapterlib.put(server.data_dir / "made" / "one", 1)
     loaded = httpx.post(server.url + "/v1/load_lora_adapter", json={"lora_name": MODEL, "lora_path": path})
     assert loaded.status_code == 200, loaded.text
@@ -26,17 +29,17 @@ def start(start_server, **limits):
 
 
 @pytest.fixture(scope="module")
-def hurried(start_server):
+def hurried(start_server, request):
     """A server whose requests may take a second."""
-    server = start(start_server, MAX_REQUEST_SECONDS="1")
+    server = start(start_server, request, MAX_REQUEST_SECONDS="1")
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="module")
-def crowded(start_server, endless):
+def crowded(start_server, request, endless):
     """A server whose requests may wait for a second, and the stream of one that keeps all others waiting."""
-    server = start(start_server, MAX_QUEUE_SECONDS="1")
+    server = start(start_server, request, MAX_QUEUE_SECONDS="1")
     with sdk(server) as client:
         # Most of the 1024 places in the queue: it answers for as long as there are tests.
         asked = {"prompt": ["On Friday"] * 7, "n": 128, "max_tokens": 900, "logit_bias": endless}
@@ -112,6 +115,20 @@ def test_a_stream_that_takes_too_long_ends_with_the_error_after_what_was_drawn(h
     assert is_timeout(documents.pop()["error"])
     pieces = [choice.get("text") or choice.get("delta", {}).get("content") for one in documents for choice in one["choices"]]
     assert any(pieces), "what came until then is shown"
+    assert_nothing_is_left(hurried)
+
+
+def test_what_nobody_waits_for_may_take_any_time(hurried, endless):
+    asked = {"background": True, "max_output_tokens": 900, "logit_bias": endless}
+    with sdk(hurried) as client:
+        ids = [client.responses.create(model="demo", extra_body=asked, input="Hello").id for _ in range(6)]
+
+        def ended():
+            responses = [client.responses.retrieve(id) for id in ids]
+            return all(response.status not in ("queued", "in_progress") for response in responses) and responses
+
+        for response in wait_for(ended, "the ends of all"):
+            assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens"), response
     assert_nothing_is_left(hurried)
 
 

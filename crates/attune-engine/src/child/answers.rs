@@ -53,6 +53,7 @@ pub(super) struct Request {
 struct Running {
     answer: Answer,
     submitted: Instant,
+    background: bool,
     /// Keeps training back while it runs; `None` in the background.
     _busy: Option<OwnedBusyGuard>,
 }
@@ -210,22 +211,39 @@ impl Answers {
     /// Ends what waits or runs for too long, and what nobody waits for any more.
     pub(super) fn sweep(&self, now: Instant) {
         let mut state = self.state.lock();
-        let (max_queue, max_request) = (self.max_queue, self.max_request);
-        let age = |submitted: Instant| now.saturating_duration_since(submitted);
-        for request in state.waiting.take(|request| request.answer.is_gone() || age(request.submitted) > max_queue) {
-            let what = "the request waited too long for its turn";
-            request.answer.send_failed(Error::Overloaded { what, retry_after: RETRY_AFTER });
+        let waiting =
+            |request: &Request| self.overdue(now, request.submitted, request.background, request.ticket.has_begun());
+        for request in state.waiting.take(|request| request.answer.is_gone() || waiting(request).is_some()) {
+            if let Some(error) = waiting(&request) {
+                request.answer.send_failed(error);
+            }
         }
-        let over = |running: &Running| running.answer.is_gone() || age(running.submitted) > max_request;
-        let over: Vec<u64> =
-            state.running.iter().filter(|(_, running)| over(running)).map(|(number, _)| *number).collect();
+        let running = |running: &Running| self.overdue(now, running.submitted, running.background, true);
+        let over = |one: &Running| one.answer.is_gone() || running(one).is_some();
+        let over: Vec<u64> = state.running.iter().filter(|(_, one)| over(one)).map(|(number, _)| *number).collect();
         for number in over {
-            if let Some(running) = state.running.remove(&number) {
-                running.answer.send_failed(Error::TimedOut { limit: max_request });
+            if let Some(one) = state.running.remove(&number)
+                && let Some(error) = running(&one)
+            {
+                one.answer.send_failed(error);
             }
             say(&mut state, &ToChild::Cancel { request: number });
         }
         self.begin_waiting(&mut state);
+    }
+
+    /// Returns why a request may not go on, as on Attune's own engine: one with many answers has begun when the first one
+    /// runs, and the others may wait longer; one in the background may take any time.
+    fn overdue(&self, now: Instant, submitted: Instant, background: bool, has_begun: bool) -> Option<Error> {
+        let age = now.saturating_duration_since(submitted);
+        if background {
+            return None;
+        }
+        if age > self.max_request {
+            return Some(Error::TimedOut { limit: self.max_request });
+        }
+        let what = "the request waited too long for its turn";
+        (age > self.max_queue && !has_begun).then_some(Error::Overloaded { what, retry_after: RETRY_AFTER })
     }
 
     fn take_token(&self, state: &mut State, number: u64, token: u32, logprob: Option<f32>, top: Vec<(u32, f32)>) {
@@ -285,7 +303,8 @@ impl Answers {
                 allowed,
             };
             let busy = (!request.background).then(|| self.priority.busy_owned());
-            let running = Running { answer: request.answer, submitted: request.submitted, _busy: busy };
+            let (answer, submitted, background) = (request.answer, request.submitted, request.background);
+            let running = Running { answer, submitted, background, _busy: busy };
             state.running.insert(number, running);
             say(state, &ToChild::Generate(generate));
         }
