@@ -87,13 +87,7 @@ pub(crate) fn refusal(param: &str, fault: &Fault) -> Problem {
 
 /// Checks that the caller may use the model, or that there is such a teacher, and that it does what it is to do; an error names
 /// the field `param`.
-pub(crate) async fn model_of(
-    state: &ApiState,
-    caller: &Caller,
-    model: &str,
-    task: Task,
-    param: String,
-) -> Result<()> {
+pub(crate) async fn model_of(state: &ApiState, caller: &Caller, model: &str, task: Task, param: String) -> Result<()> {
     if let Some(name) = teachers::named(model) {
         let known = state.teachers.get(name).map(|_| ());
         return known.map_err(|message| Problem::invalid_code(param, "invalid_grader", message));
