@@ -206,7 +206,9 @@ def sdk_http(server, key="any"):
 
 def test_openais_client_polls(server):
     with sdk(server) as client:
-        response = client.responses.create(model="demo", input=QUESTION, background=True, max_output_tokens=20)
+        response = client.responses.create(
+            model="demo", input=QUESTION, background=True, max_output_tokens=40, temperature=0
+        )
         assert response.status == "queued"
 
         def look():

@@ -25,17 +25,20 @@ def idle(start_server):
 
 
 @pytest.mark.timeout(SECONDS + 90)
-def test_no_request_breaks_the_server_or_its_own_description(idle, http, tickets):
+def test_no_request_breaks_the_server_or_its_own_description(idle, tickets, request):
+    job, fine_tune = "ftjob-none", "ft-none"
     with sdk(idle) as client:
         file = upload(client, tickets[:12])
-        job = create_job(client, file)
-        body = {"model": "demo", "training_file": upload(client, as_prompts(tickets[:12]))}
-        fine_tune = client.post("/fine_tunes", body=body, cast_to=object)
+        # The second engine does not train.
+        if request.config.getoption("--engine") == "attune":
+            job = create_job(client, file).id
+            body = {"model": "demo", "training_file": upload(client, as_prompts(tickets[:12]))}
+            fine_tune = client.post("/fine_tunes", body=body, cast_to=object)["id"]
     folder = environments.prepare("schemathesis")
     here = environments.CLIENTS / "schemathesis"
     surroundings = {
         "PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "PYTHONPATH": str(here), "PYTHONUTF8": "1",
-        "SCHEMATHESIS_HOOKS": "hooks", "ATTUNE_FILE": file, "ATTUNE_JOB": job.id, "ATTUNE_FINE_TUNE": fine_tune["id"],
+        "SCHEMATHESIS_HOOKS": "hooks", "ATTUNE_FILE": file, "ATTUNE_JOB": job, "ATTUNE_FINE_TUNE": fine_tune,
     }  # fmt: skip
     command = [
         folder / "bin" / "st", "run", f"{idle.url}/openapi.json", "--url", idle.url, "--phases", "examples,coverage,fuzzing",
