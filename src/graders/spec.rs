@@ -13,7 +13,7 @@ use crate::graders::expression::{Expression, is_name};
 use crate::graders::metrics::Metric;
 use crate::graders::template::Template;
 
-pub use self::model::{Message, ModelGrader, Sampling};
+pub use self::model::{EFFORTS, Message, ModelGrader, Sampling};
 
 /// Most graders that one may combine.
 const MAX_PARTS: usize = 32;

@@ -3,7 +3,10 @@
 //!
 //! An organisation finds its own alone. Items are JSON that only `api` reads.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
+use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use crate::store::files::{Page, cut_page};
@@ -44,14 +47,25 @@ pub struct ConversationPlace {
 }
 
 /// What a conversation has.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
-pub struct Room {
-    /// How many items.
-    pub items: i64,
-    /// Their bytes.
-    pub bytes: i64,
+#[derive(sqlx::FromRow)]
+struct Room {
+    items: i64,
+    bytes: i64,
     /// Those of the ids that were asked for.
-    pub present: Vec<String>,
+    present: Vec<String>,
+}
+
+/// What came of adding items to a conversation that may have each id once, and no more than so much.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Added {
+    /// It has them.
+    All,
+    /// There is no such conversation.
+    Gone,
+    /// It has an item with the id of the one at this place already; nothing was added.
+    Present(usize),
+    /// It would have too many items or bytes; nothing was added.
+    TooMuch,
 }
 
 /// The items of a conversation, as somebody read them.
@@ -141,15 +155,34 @@ impl Store {
         Ok(add.bind(organization).bind(id).bind(&new.ids).bind(&new.items).fetch_one(&self.pool).await?)
     }
 
-    /// Tells what a conversation of `organization` has, and which of `ids`; `None` if there is none.
-    pub async fn conversation_room(&self, organization: &str, id: &str, ids: &[String]) -> Result<Option<Room>> {
-        let query = sqlx::query_as(
-            "select count(entry.id) as items, coalesce(sum(octet_length(item)), 0)::bigint as bytes,
-                    coalesce(array_agg(entry.id) filter (where entry.id = any($3)), '{}') as present
-               from conversations left join conversation_items entry on conversation = conversations.id
-              where conversations.id = $1 and organization = $2 group by conversations.id",
-        );
-        Ok(query.bind(id).bind(organization).bind(ids).fetch_optional(&self.pool).await?)
+    /// Adds items to a conversation of `organization` if all of them are new to it and it then has at most `items` of
+    /// them and `bytes`. Those who add to it at the same time wait for each other.
+    pub async fn add_new_to_conversation(
+        &self,
+        organization: &str,
+        id: &str,
+        new: &NewItems,
+        items: i64,
+        bytes: i64,
+    ) -> Result<Added> {
+        let mut transaction = self.pool.begin().await?;
+        let lock = sqlx::query("select from conversations where id = $1 and organization = $2 for update");
+        if lock.bind(id).bind(organization).fetch_optional(&mut *transaction).await?.is_none() {
+            return Ok(Added::Gone);
+        }
+        let room = room(&mut transaction, id, &new.ids).await?;
+        let present: HashSet<String> = room.present.into_iter().collect();
+        if let Some(place) = new.ids.iter().position(|id| present.contains(id)) {
+            return Ok(Added::Present(place));
+        }
+        let added: usize = new.items.iter().map(String::len).sum();
+        if room.items + new.items.len() as i64 > items || room.bytes + added as i64 > bytes {
+            return Ok(Added::TooMuch);
+        }
+        let add = sqlx::query("select add_to_conversation($1, $2, $3, $4)");
+        add.bind(organization).bind(id).bind(&new.ids).bind(&new.items).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(Added::All)
     }
 
     /// Lists a page of the items of a conversation: their ids and their JSON, and whether there are more.
@@ -256,4 +289,14 @@ impl Store {
         );
         Ok(prune.bind(days).bind(PRUNED).execute(&self.pool).await?.rows_affected())
     }
+}
+
+/// Tells what a conversation has, and which of `ids`.
+async fn room(connection: &mut PgConnection, id: &str, ids: &[String]) -> Result<Room> {
+    let query = sqlx::query_as(
+        "select count(*) as items, coalesce(sum(octet_length(item)), 0)::bigint as bytes,
+                coalesce(array_agg(id) filter (where id = any($2)), '{}') as present
+           from conversation_items where conversation = $1",
+    );
+    Ok(query.bind(id).bind(ids).fetch_one(connection).await?)
 }

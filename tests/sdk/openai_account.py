@@ -59,8 +59,8 @@ def jsonl(lines):
 
 
 class Fault:
-    """What happens once to a request whose path matches: `429`, `500`, `cut` (the connection ends within the body), or a
-    function, which is called before the answer."""
+    """What happens once to a request whose path matches: `429`, `500`, `cut` (the connection ends within the body), an
+    object, which is the answer, or a function, which is called before the answer."""
 
     def __init__(self, pattern, what):
         self.pattern, self.what, self.is_used = re.compile(pattern), what, False
@@ -442,6 +442,8 @@ class Account:
                     status, body = error(429, "Rate limit reached.", code="rate_limit_exceeded")
                 elif fault == 500:
                     status, body = error(500, "The server had an error.")
+                elif isinstance(fault, dict):
+                    status, body = 200, fault
                 elif account.off and address.path.startswith(account.off):
                     status, body = error(404, f"Invalid URL ({self.command} {address.path})")
                 else:

@@ -3,6 +3,7 @@
 import base64
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -111,6 +112,20 @@ def test_an_item_is_there_once_and_can_be_read(http):
     assert fault(http.post("/v1/conversations", json={"items": [NAME] * 10_001}))["param"] == "items"
     assert fault(http.post(path, json={"items": [{"id": "msg_nobody"}]}), 404)["code"] == "item_not_found"
     assert texts(items_of(http, conversation)) == ["My name is Ada."], "of what was refused nothing is there"
+
+
+def test_of_those_who_add_the_same_item_at_the_same_time_one_has_done_so(http, server):
+    conversation = create(http)["id"]
+
+    def add(number):
+        items = [{"role": "user", "content": str(number), "id": "msg_1"}]
+        return httpx.post(f"{server.url}/v1/conversations/{conversation}/items", json={"items": items}, timeout=60)
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(add, range(8)))
+    (kept,) = [number for number, answer in enumerate(answers) if answer.status_code == 200]
+    assert {fault(answer)["param"] for number, answer in enumerate(answers) if number != kept} == {"items[0].id"}
+    assert texts(items_of(http, conversation)) == [str(kept)]
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -4,7 +4,7 @@ import json
 
 import openai
 import pytest
-from conftest import sdk, wait_for
+from conftest import jsonl, sdk, wait_for
 from evallib import HAS_KEY, finished, items
 
 pytestmark = pytest.mark.timeout(240)
@@ -234,8 +234,28 @@ def test_an_eval_that_could_not_be_run_is_refused(http, change, param):
     assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
 
 
+def test_a_model_that_writes_no_text_is_asked_nothing(aliased, questions):
+    with sdk(aliased) as client:
+        made = create(client)
+        for model in ["encoder", "text-embedding-3-large", "reranker"]:
+            with pytest.raises(openai.BadRequestError) as error:
+                client.evals.runs.create(made.id, data_source=asked(questions[:1], model=model))
+            assert error.value.param == "data_source.model" and model in error.value.message
+            grader = {"type": "score_model", "name": "s", "model": model, "input": [{"role": "user", "content": "x"}]}
+            with pytest.raises(openai.BadRequestError) as error:
+                client.fine_tuning.alpha.graders.validate(grader=grader)
+            assert error.value.param == "grader.model"
+
+
+def test_a_run_says_how_much_its_model_thinks(client, questions):
+    made = create(client, criteria=[HAS_KEY])
+    source = asked(questions[:1], sampling_params={"reasoning_effort": "none", "max_completion_tokens": 5})
+    assert finished(client, start(client, made.id, source)).result_counts.errored == 0
+
+
 def test_a_run_that_could_not_be_done_is_refused(client, http, questions):
     made = create(client)
+    other = client.files.create(file=("items.jsonl", jsonl(given()["source"]["content"])), purpose="user_data").id
     for source, param in [
         (given([{"item": {}}]), "data_source.source.content[0].item"),
         (given([]), "data_source.source.content"),
@@ -244,7 +264,9 @@ def test_a_run_that_could_not_be_done_is_refused(client, http, questions):
         (asked(questions[:1], source={"type": "responses"}), "data_source.source.type"),
         (asked(questions[:1], source={"type": "stored_completions", "users": ["a"]}), "data_source.source.users"),
         (asked(questions[:1], source={"type": "stored_completions", "model": "nobody"}), "data_source.source"),
-        (asked(questions[:1], sampling_params={"reasoning_effort": "low"}), "data_source.sampling_params.reasoning_effort"),
+        (asked(questions[:1], sampling_params={"reasoning_effort": "much"}), "data_source.sampling_params.reasoning_effort"),
+        (asked(questions[:1], sampling_params={"response_format": 7}), "data_source.sampling_params.response_format"),
+        ({"type": "jsonl", "source": {"type": "file_id", "id": other}}, "data_source.source.id"),
     ]:
         answer = http.post(f"/v1/evals/{made.id}/runs", json={"data_source": source})
         assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text

@@ -208,7 +208,7 @@ def test_what_cannot_be_run_is_refused_by_name(http):
         (similarity("bertscore"), "grader.evaluation_metric", "rouge_l"),
         (label(model="nowhere"), "grader.model", "does not exist"),
         ({**label(), "base_url": "http://elsewhere"}, "grader.base_url", "not a field"),
-        (score(sampling_params={"reasoning_effort": "high"}), "grader.sampling_params.reasoning_effort", "not supported"),
+        (score(sampling_params={"reasoning_effort": "much"}), "grader.sampling_params.reasoning_effort", "xhigh"),
     ]:
         for path in (VALIDATE, RUN):
             error = refused(http, grader, path)

@@ -396,6 +396,8 @@ def test_faults_of_the_account_are_waited_out(binary, tmp_path, account, home):
         ("/v1/models", 429), ("/v1/files\\?", 500), ("/v1/fine_tuning/jobs\\?", "cut"), ("/v1/evals\\?", 429),
         ("/file-train-item/content", "cut"), ("/file-valid-item/content", 500), ("/ftjob-0002/events", 429),
         ("/output_items", 500), ("/messages", "cut"),
+        # Half a page, from a proxy that means well, is not the end of a list.
+        ("/v1/files\\?", {"object": "list"}), ("/evals/eval_0001/runs\\?", {"object": "list", "data": [], "has_more": True}),
     ]:  # fmt: skip
         account.fail(pattern, what)
     done = moved(binary, tmp_path / "m", account=account, home=home)

@@ -1,7 +1,7 @@
 //! Conversations: their items in order, and what responses add to them.
 
 use attune::store::Store;
-use attune::store::conversations::{ConversationPlace, History, NewItems};
+use attune::store::conversations::{Added, ConversationPlace, History, NewItems};
 use attune::store::files::Page;
 use attune::store::responses::{Answer, Chain, NewResponse};
 use serde_json::Map;
@@ -77,15 +77,35 @@ async fn items_come_in_pages_in_the_order_in_which_they_were_added() {
         let found = ids(store, "conv", after, limit, ascending).await;
         assert_eq!(found, (expected.into_iter().map(str::to_owned).collect(), more), "{after:?} {ascending}");
     }
-    let room = store.conversation_room(ORG, "conv", &["a".into(), "x".into()]).await.unwrap().unwrap();
-    assert_eq!((room.items, room.present), (4, vec!["a".to_owned()]));
     assert_eq!(store.conversation_item(ORG, "conv", "b").await.unwrap().unwrap(), items(&["b"]).items[0]);
     assert!(store.delete_conversation_item(ORG, "conv", "b").await.unwrap());
     assert!(!store.delete_conversation_item(ORG, "conv", "b").await.unwrap());
     assert_eq!(all(store, "conv").await, ["c", "a", "d"]);
     make(store, "empty", &[]).await;
     assert_eq!(history(store, "empty", None, 0).await.unwrap().0, Vec::<String>::new());
-    assert_eq!(store.conversation_room(ORG, "empty", &[]).await.unwrap().unwrap().items, 0);
+}
+
+#[tokio::test]
+async fn items_are_added_whole_or_not_at_all() {
+    let database = TestDatabase::new().await;
+    let store = &database.store;
+    make(store, "conv", &["a"]).await;
+    let add = async |ids: &[&str], most: i64, bytes: i64| {
+        store.add_new_to_conversation(ORG, "conv", &items(ids), most, bytes).await.unwrap()
+    };
+    assert_eq!(add(&["b", "a"], 9, 9999).await, Added::Present(1));
+    assert_eq!(add(&["b", "c"], 2, 9999).await, Added::TooMuch);
+    assert_eq!(add(&["b"], 9, 1).await, Added::TooMuch);
+    assert_eq!(all(store, "conv").await, ["a"]);
+    assert_eq!(add(&["b", "c"], 3, 9999).await, Added::All);
+    assert_eq!(store.add_new_to_conversation("other", "conv", &items(&["d"]), 9, 9999).await.unwrap(), Added::Gone);
+    // Of those who add the same one at the same time, one is told that it has done so.
+    let new = items(&["d"]);
+    let at_once = (0..8).map(|_| store.add_new_to_conversation(ORG, "conv", &new, 9, 9999));
+    let told: Vec<Added> = futures::future::join_all(at_once).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(told.iter().filter(|added| **added == Added::All).count(), 1, "{told:?}");
+    assert_eq!(told.iter().filter(|added| **added == Added::Present(0)).count(), 7, "{told:?}");
+    assert_eq!(all(store, "conv").await, ["a", "b", "c", "d"]);
 }
 
 #[tokio::test]
@@ -97,7 +117,6 @@ async fn others_find_nothing_of_it() {
     assert_eq!(store.conversation("other", "conv").await.unwrap(), None);
     assert!(store.conversation_items("other", "conv", page).await.unwrap().0.is_empty());
     assert_eq!(store.conversation_item("other", "conv", "a").await.unwrap(), None);
-    assert_eq!(store.conversation_room("other", "conv", &[]).await.unwrap(), None);
     assert!(!store.add_to_conversation("other", "conv", &items(&["b"])).await.unwrap());
     assert!(!store.delete_conversation_item("other", "conv", "a").await.unwrap());
     assert!(store.set_conversation_metadata("other", "conv", &Map::new()).await.unwrap().is_none());

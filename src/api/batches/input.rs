@@ -1,6 +1,7 @@
 //! The input file of a batch: checks all of its lines before the first one is answered, and reads them one after the
 //! other then. Both read a file of any size; call [`check`] off the async threads.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::BufReader;
@@ -99,7 +100,7 @@ pub(super) fn check(file: File, endpoint: &str) -> Result<Checked> {
                 inputs += line.get("body").map_or(0, count_inputs);
             }
             Err(fault) => {
-                let message = format!("This line is not parseable as valid JSON. It {fault}.");
+                let message = format!("This line is not parseable as valid JSON. It {}.", place_last(&fault));
                 checked.fault(Some(number), "invalid_json_line", None, message);
             }
         }
@@ -113,6 +114,16 @@ pub(super) fn check(file: File, endpoint: &str) -> Result<Checked> {
         checked.fault(None, "too_many_tasks", Some("input_file_id"), message);
     }
     Ok(checked)
+}
+
+/// Puts the place in front of a fault, such as `column 3: has …`, behind it.
+fn place_last(fault: &str) -> Cow<'_, str> {
+    match fault.split_once(": ") {
+        Some((place, told)) if place.starts_with("column ") || place.starts_with("byte ") => {
+            Cow::Owned(format!("{told} ({place})"))
+        }
+        _ => Cow::Borrowed(fault),
+    }
 }
 
 fn check_id<'a>(checked: &mut Checked, number: usize, line: &'a Map<String, Value>) -> Option<&'a str> {

@@ -7,6 +7,8 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use serde_json::{Map, Value, json};
 
 use self::selection::Selection;
+use crate::api::generation::chat::ChatRequest;
+use crate::api::http::extract::parse_at;
 use crate::graders::item_schema::fault;
 use crate::graders::spec::{Fault, Message, Sampling};
 use crate::graders::template::Place;
@@ -106,6 +108,7 @@ impl Question {
         if kind == "responses" {
             sampling = as_chat(sampling)?;
         }
+        check_chat(&sampling, kind)?;
         for (name, default) in [("temperature", json!(1)), ("top_p", json!(1)), ("seed", json!(42))] {
             sampling.entry(name).or_insert(default);
         }
@@ -251,6 +254,9 @@ pub(super) fn read_file(file: std::fs::File, schema: &Value) -> Result<Vec<Line>
 /// Turns the fields of `/responses` into those of chat.
 pub(super) fn as_chat(mut sampling: Map<String, Value>) -> Result<Map<String, Value>, Fault> {
     if let Some(text) = sampling.shift_remove("text") {
+        if !text.is_object() {
+            return Err(refusal("sampling_params.text", "'text' must be an object."));
+        }
         let format = text.get("format").filter(|format| !format.is_null());
         if let Some(format) = format {
             let chat = match format.get("type").and_then(Value::as_str) {
@@ -265,7 +271,8 @@ pub(super) fn as_chat(mut sampling: Map<String, Value>) -> Result<Map<String, Va
         }
     }
     if let Some(tools) = sampling.shift_remove("tools") {
-        let nested = tools.as_array().into_iter().flatten().map(|tool| {
+        let tools = tools.as_array().ok_or_else(|| refusal("sampling_params.tools", "'tools' must be an array."))?;
+        let nested = tools.iter().map(|tool| {
             if tool.get("type").is_none_or(|kind| kind != "function") {
                 return Err(refusal("sampling_params.tools", "Only tools of type 'function' are supported."));
             }
@@ -276,6 +283,25 @@ pub(super) fn as_chat(mut sampling: Map<String, Value>) -> Result<Map<String, Va
         sampling.insert("tools".into(), nested.collect::<Result<Vec<_>, _>>()?.into());
     }
     Ok(sampling)
+}
+
+/// Refuses what a request for chat cannot be read with: else each item of the run would be refused alone. Faults name the
+/// fields as a data source of the type `kind` has them.
+fn check_chat(sampling: &Map<String, Value>, kind: &str) -> Result<(), Fault> {
+    const PLACE: &str = "sampling_params";
+    let mut body = sampling.clone();
+    body.extend([("model".to_owned(), json!("")), ("messages".to_owned(), json!([]))]);
+    let Err(problem) = parse_at::<ChatRequest>(body.into(), PLACE) else { return Ok(()) };
+    let rename = |text: &str| match kind {
+        "responses" => {
+            let text =
+                text.replace("response_format.json_schema", "text.format").replace("response_format", "text.format");
+            text.replace(".function.", ".")
+        }
+        _ => text.to_owned(),
+    };
+    let param = problem.error.param.as_deref().unwrap_or(PLACE);
+    Err(refusal(&rename(param), &rename(&problem.error.message)))
 }
 
 /// Makes the fault of a field within the data source.
@@ -346,6 +372,12 @@ mod tests {
             ),
             (asked("sampling_params", json!({"n": 2})), "sampling_params.n"),
             (asked("sampling_params", json!({"text": {}})), "sampling_params.text"),
+            (asked("sampling_params", json!({"reasoning_effort": "much"})), "sampling_params.reasoning_effort"),
+            (asked("sampling_params", json!({"response_format": 7})), "sampling_params.response_format"),
+            (
+                asked("sampling_params", json!({"tools": [{"type": "function", "function": {"name": 7}}]})),
+                "sampling_params.tools[0].function.name",
+            ),
         ] {
             let fault = DataSource::parse(&source, &[]).err().expect("a fault");
             assert_eq!(fault.param, param, "{source}: {fault}");
@@ -377,6 +409,16 @@ mod tests {
             json!({"type": "json_schema", "json_schema": {"name": "n", "schema": {}}})
         );
         assert_eq!(question.sampling["tools"], json!([{"type": "function", "function": {"name": "f"}}]));
+        for (params, param) in [
+            (json!({"text": 7}), "sampling_params.text"),
+            (json!({"text": {"format": 7}}), "sampling_params.text.format"),
+            (json!({"tools": "x"}), "sampling_params.tools"),
+            (json!({"tools": [{"type": "function", "name": 7}]}), "sampling_params.tools[0].name"),
+        ] {
+            let mut source = source.clone();
+            source["sampling_params"] = params;
+            assert_eq!(DataSource::parse(&source, &[]).err().expect("a fault").param, param, "{source}");
+        }
     }
 
     #[test]

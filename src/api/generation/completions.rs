@@ -68,6 +68,7 @@ pub(crate) struct CompletionRequest {
     /// Send events as tokens are drawn.
     pub stream: Option<bool>,
     /// Options of the events.
+    #[serde(default, deserialize_with = "values::object")]
     pub stream_options: Option<StreamOptions>,
     /// Texts that end a choice; they are not part of it.
     pub stop: Option<StopTexts>,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::RequestExt as _;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use futures::StreamExt as _;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
 use crate::api::ApiState;
@@ -123,7 +123,12 @@ impl UnknownField {
 
 /// Reads `T` from JSON; an error names the field at fault.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    parse_or(bytes, |field| Problem::wrong_type(field.name.clone(), "no such field"))
+    parse_or(bytes, |field| {
+        let param =
+            if field.parent.is_empty() { field.name.clone() } else { format!("{}.{}", field.parent, field.name) };
+        let message = format!("Unknown parameter: '{param}'.");
+        Problem::invalid_code(param, "unknown_parameter", message)
+    })
 }
 
 /// Reads `T` from JSON, as [`parse`] does; `unknown` words the error for a field that `T` denies.
@@ -136,7 +141,13 @@ pub(crate) fn parse_or<T: DeserializeOwned>(
         return Err(Problem::wrong_type("body", "expected an object, got an array"));
     }
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| told(error, unknown))?;
+    let read = serde_path_to_error::deserialize(&mut json);
+    // Where one of some words is expected, serde takes any other value for a slip of syntax.
+    let is_json = || serde_json::from_slice::<IgnoredAny>(bytes).is_ok();
+    let value = read.map_err(|error| match error.inner().is_syntax() && is_json() {
+        true => fault(&error.path().to_string(), "expected a string"),
+        false => told(error, unknown),
+    })?;
     json.end().map_err(|error| not_json(&error))?;
     Ok(value)
 }
@@ -147,6 +158,18 @@ pub(crate) fn parse_part<T: DeserializeOwned>(
     unknown: impl FnOnce(&UnknownField) -> Problem,
 ) -> Result<T, Problem> {
     serde_path_to_error::deserialize(part).map_err(|error| told(error, unknown))
+}
+
+/// Reads `T` from the value at `place` in a body; an error names the field at fault, which stands there or below.
+pub(crate) fn parse_at<T: DeserializeOwned>(value: Value, place: &str) -> Result<T, Problem> {
+    serde_path_to_error::deserialize(value).map_err(|error: serde_path_to_error::Error<serde_json::Error>| {
+        let path = match error.path().to_string().as_str() {
+            "." => place.to_owned(),
+            below if below.starts_with('[') => format!("{place}{below}"),
+            below => format!("{place}.{below}"),
+        };
+        fault(&path, &without_position(error.inner()))
+    })
 }
 
 fn told(
@@ -185,6 +208,13 @@ mod tests {
         temperature: Option<f32>,
         #[serde(default)]
         nested: Vec<Inner>,
+        word: Option<Word>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Word {
+        One,
     }
 
     #[derive(Debug, Deserialize)]
@@ -235,6 +265,29 @@ mod tests {
         let problem = in_time(Duration::ZERO, std::future::pending::<()>()).await.expect_err("nothing comes");
         assert_eq!((problem.status.as_u16(), problem.error.code), (408, None));
         assert_eq!(in_time(BODY_TIMEOUT, std::future::ready(1)).await.expect("it is there"), 1);
+    }
+
+    #[test]
+    fn another_value_than_a_word_is_a_fault_of_its_field() {
+        for value in ["7", "true", "[]", "[\"one\"]", "{}"] {
+            let (param, code) = fault(&format!(r#"{{"model":"m","word":{value}}}"#));
+            assert_eq!((param.as_deref(), code.is_some()), (Some("word"), true), "{value}");
+        }
+        assert_eq!(fault(r#"{"model":"m","word":"two"}"#), (Some("word".into()), Some("invalid_value")));
+        assert!(parse::<Wanted>(br#"{"model":"m","word":"one"}"#).expect("fine").word.is_some());
+        // What is no JSON stays so.
+        assert_eq!(fault(r#"{"model":"m","word":}"#), (None, None));
+    }
+
+    #[test]
+    fn a_fault_of_a_value_is_told_by_its_place() {
+        let param = |json: &str| {
+            let value = serde_json::from_str(json).expect("JSON");
+            parse_at::<Wanted>(value, "part[0]").expect_err("a fault").error.param.map(Cow::into_owned)
+        };
+        assert_eq!(param("7").as_deref(), Some("part[0]"));
+        assert_eq!(param("{}").as_deref(), Some("part[0].model"));
+        assert_eq!(param(r#"{"model":"m","nested":[{"role":1}]}"#).as_deref(), Some("part[0].nested[0].role"));
     }
 
     #[test]

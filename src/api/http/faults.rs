@@ -29,6 +29,9 @@ pub(crate) fn fault(path: &str, reason: &str) -> Problem {
         }
         return Problem::wrong_type(param.to_owned(), &format!("expected {}, got {}", type_name(expected), value(got)));
     }
+    if reason.starts_with("invalid length ") && reason.contains(", expected struct ") {
+        return Problem::wrong_type(param.to_owned(), "expected an object, got an array");
+    }
     let (got, expected) = if let Some((got, expected)) = parts(reason, "invalid value: ") {
         (value(got), type_name(expected).to_owned())
     } else if let Some((got, expected)) = parts(reason, "unknown variant ") {
@@ -115,6 +118,7 @@ mod tests {
             ("invalid type: floating point `5.5`, expected i64", "expected a whole number, got 5.5."),
             ("invalid type: map, expected f32", "expected a number, got an object."),
             ("invalid type: sequence, expected struct ChatRequest", "expected an object, got an array."),
+            ("invalid length 0, expected struct ExpiresAfter with 2 elements", "expected an object, got an array."),
             ("invalid type: null, expected a string", "expected a string, got null."),
             ("invalid type: boolean `true`, expected a sequence", "expected an array, got true."),
             (

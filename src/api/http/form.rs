@@ -165,7 +165,7 @@ fn boundary(headers: &HeaderMap) -> Result<String> {
     let kind = headers.get(CONTENT_TYPE).map(|kind| String::from_utf8_lossy(kind.as_bytes())).unwrap_or_default();
     if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("multipart/form-data") {
         return Err(Problem::unsupported_media_type(format!(
-            "Send the file as multipart/form-data with the parts 'file' and 'purpose', not as '{}'.",
+            "Send a form (multipart/form-data) with the file in one of its parts, not '{}'.",
             shorten(&kind)
         )));
     }

@@ -4,7 +4,8 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Unexpected, Visitor};
 
 /// Smallest size of a float that may have lost its last digits.
 const INEXACT: f64 = 9_007_199_254_740_992.0;
@@ -91,6 +92,35 @@ pub(crate) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
     Ok(Option::deserialize(deserializer)?.filter(|text: &String| !text.is_empty()))
 }
 
+/// Reads an object or null: serde alone would take an array for the fields in their order, and an empty one for none of
+/// them. The field needs `serde(default)`.
+pub(crate) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.map(|Object(value)| value))
+}
+
+/// An object, and no array.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor(PhantomData)).map(Self)
+    }
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(fields))
+    }
+}
+
 /// A number that [`number`] reads.
 struct Lenient<T>(T);
 
@@ -152,6 +182,25 @@ mod tests {
         ids: Option<Vec<u32>>,
         #[serde(default, deserialize_with = "text")]
         name: Option<String>,
+        #[serde(default, deserialize_with = "object")]
+        inner: Option<Inner>,
+    }
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Inner {
+        word: Option<String>,
+    }
+
+    #[test]
+    fn an_object_is_no_array() {
+        assert!(wanted(r#"{"inner":null}"#).expect("nothing").inner.is_none());
+        let inner = |json: &str| wanted(json).expect("an object").inner.expect("an object").word;
+        assert_eq!((inner(r#"{"inner":{}}"#), inner(r#"{"inner":{"word":"x"}}"#)), (None, Some("x".into())));
+        for json in [r#"{"inner":[]}"#, r#"{"inner":["x"]}"#, r#"{"inner":7}"#] {
+            assert!(wanted(json).expect_err("a fault").contains("expected an object"), "{json}");
+        }
+        assert!(wanted(r#"{"inner":{"other":1}}"#).expect_err("a fault").contains("unknown field"));
     }
 
     fn wanted(json: &str) -> Result<Wanted, String> {

@@ -24,7 +24,7 @@ use crate::store::uploads::Upload;
 /// Bytes of a part.
 const MAX_PART_BYTES: usize = 64 << 20;
 /// Characters of a file's name, and bytes of a media type.
-const MAX_NAME: usize = 255;
+const MAX_NAME: usize = 1024;
 
 /// The file that will arrive.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -111,6 +111,7 @@ pub(crate) async fn create(
     Body(request): Body<CreateUpload>,
 ) -> Result<Json<UploadObject>, Problem> {
     let lifetime = request.expires_after.map(|given| given.lifetime("expires_after")).transpose()?;
+    no_longer_than("filename", Some(&request.filename), MAX_NAME)?;
     check_purpose(&request.purpose, &request.filename)?;
     no_longer_than("mime_type", Some(&request.mime_type), MAX_NAME)?;
     let most = state.config.limits.max_file_bytes as i64;
@@ -121,8 +122,8 @@ pub(crate) async fn create(
         let message = format!("'bytes' is {}: a file may have {most} bytes (limits.max_file_bytes).", request.bytes);
         return Err(Problem::invalid_code("bytes", "invalid_value", message));
     }
-    let filename = request.filename.chars().take(MAX_NAME).collect();
-    let new = NewFile { organization: caller.organization.to_string(), filename, purpose: request.purpose };
+    let CreateUpload { filename, purpose, .. } = request;
+    let new = NewFile { organization: caller.organization.to_string(), filename, purpose };
     let upload = state.store.add_upload(new, request.bytes, lifetime).await?;
     Ok(Json(UploadObject::new(upload, None)))
 }

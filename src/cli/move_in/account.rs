@@ -131,9 +131,11 @@ impl Account {
         Ok(Self { http, url: parsed, key: Secret::from(key), project, patience, gap, last: Mutex::new(None) })
     }
 
-    /// Reads JSON.
-    pub(super) async fn get(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Refusal> {
-        self.patiently(|| self.http.get(self.address(path, query)), |bytes| serde_json::from_slice(&bytes).ok()).await
+    /// Reads a page of a list. One without its items, or that says that more follows and has none, is no answer: the list
+    /// would end there.
+    pub(super) async fn page(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Refusal> {
+        let read = |bytes: Vec<u8>| serde_json::from_slice(&bytes).ok().filter(is_page);
+        self.patiently(|| self.http.get(self.address(path, query)), read).await
     }
 
     /// Reads the content of a file.
@@ -219,6 +221,10 @@ impl Account {
     }
 }
 
+fn is_page(page: &Value) -> bool {
+    page["data"].as_array().is_some_and(|items| !items.is_empty() || page["has_more"] != true)
+}
+
 /// Returns how long the account wants to be left alone.
 fn pause(headers: &HeaderMap) -> Option<Duration> {
     let number = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()?.trim().parse::<f64>().ok());
@@ -228,6 +234,8 @@ fn pause(headers: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -239,6 +247,20 @@ mod tests {
         }
         for url in ["", "ftp://a", "not an address"] {
             assert!(Account::new(url, "k", None, 60, Duration::ZERO).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_page_has_its_items() {
+        for (page, expected) in [
+            (json!({"data": []}), true),
+            (json!({"data": [{"id": "a"}], "has_more": true}), true),
+            (json!({"data": [], "has_more": true}), false),
+            (json!({"object": "list"}), false),
+            (json!({"data": null}), false),
+            (json!([]), false),
+        ] {
+            assert_eq!(is_page(&page), expected, "{page}");
         }
     }
 

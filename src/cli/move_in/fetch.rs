@@ -132,7 +132,7 @@ enum Listed {
 
 impl Fetch<'_> {
     async fn models(&mut self) -> Result<()> {
-        match self.account.get(&["models"], &[]).await {
+        match self.account.page(&["models"], &[]).await {
             Ok(list) => self.folder.write(&self.folder.root().join(MODELS), &list),
             Err(refusal) => self.refused(MODELS, refusal),
         }
@@ -146,31 +146,31 @@ impl Fetch<'_> {
             return Ok(());
         }
         let mut after = state["after"].as_str().map(str::to_owned);
-        let (mut seen, mut fresh_starts) = (BTreeSet::new(), 0);
+        let (mut seen, mut ends, mut fresh_starts) = (BTreeSet::new(), BTreeSet::new(), 0);
         loop {
             let mut query = vec![("limit", PAGE)];
             query.extend(after.as_deref().map(|after| ("after", after)));
-            let page = match self.account.get(path, &query).await {
+            let page = match self.account.page(path, &query).await {
                 Ok(page) => page,
                 // The item that the page before ended with is gone.
                 Err(Refusal::No { status: 400 | 404, .. }) if after.is_some() && fresh_starts < FRESH_STARTS => {
                     (after, fresh_starts) = (None, fresh_starts + 1);
+                    ends.clear();
                     note(format_args!("{kind}: the list has changed meanwhile, and is read from its beginning"));
                     continue;
                 }
                 Err(refusal) => return self.refused(kind, refusal),
             };
             let items = page["data"].as_array().map_or(&[] as &[Value], Vec::as_slice);
-            let mut is_new = false;
             for (id, item) in items.iter().filter_map(|item| Some((item["id"].as_str()?, item))) {
                 // Pages overlap while objects come and go.
                 if seen.insert(id.to_owned()) {
-                    is_new = true;
                     self.keep(kind, id, item, parts)?;
                 }
             }
             let last = items.last().and_then(|item| item["id"].as_str()).map(str::to_owned);
-            if page["has_more"] != true || last.is_none() || !is_new {
+            // Where all of a page was seen before, more may still follow; a page that ends as another one did goes round.
+            if page["has_more"] != true || last.clone().is_none_or(|last| !ends.insert(last)) {
                 note(format_args!("{kind}: {}", format::count(self.folder.number_of(kind)? as f64)));
                 return self.progress.set(self.folder, "lists", kind, json!({"done": true}));
             }
@@ -196,27 +196,27 @@ impl Fetch<'_> {
 
     /// Reads all pages of a list that stands behind an object.
     async fn whole(&self, path: &[&str]) -> Result<Listed> {
-        let (mut all, mut seen, mut fresh_starts) = (Vec::new(), BTreeSet::new(), 0);
+        let (mut all, mut seen, mut ends, mut fresh_starts) = (Vec::new(), BTreeSet::new(), BTreeSet::new(), 0);
         let mut after: Option<String> = None;
         loop {
             let mut query = vec![("limit", PAGE)];
             query.extend(after.as_deref().map(|after| ("after", after)));
-            let page = match self.account.get(path, &query).await {
+            let page = match self.account.page(path, &query).await {
                 Ok(page) => page,
                 Err(Refusal::No { status: 400 | 404, .. }) if after.is_some() && fresh_starts < FRESH_STARTS => {
                     (after, fresh_starts) = (None, fresh_starts + 1);
+                    ends.clear();
                     continue;
                 }
                 Err(refusal) => return Ok(Listed::Refused(lasting(refusal)?)),
             };
             let items = page["data"].as_array().cloned().unwrap_or_default();
             let last = items.last().and_then(|item| item["id"].as_str()).map(str::to_owned);
-            let count = all.len();
             all.extend(items.into_iter().filter(|item| {
                 let id = item["id"].as_str().map(str::to_owned);
                 id.is_none_or(|id| seen.insert(id))
             }));
-            if page["has_more"] != true || last.is_none() || all.len() == count {
+            if page["has_more"] != true || last.clone().is_none_or(|last| !ends.insert(last)) {
                 return Ok(Listed::All(all));
             }
             after = last;

@@ -10,6 +10,9 @@ use crate::graders::template::{Sample, Template, Unfilled};
 /// Most messages of a conversation, and parts of one.
 const MAX_MESSAGES: usize = 64;
 
+/// Words of `reasoning_effort`; a chat says what they do.
+pub const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+
 /// What a model is asked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelGrader {
@@ -129,9 +132,10 @@ impl Sampling {
                     sampling.insert("max_completion_tokens".into(), value.clone());
                 }
                 "reasoning_effort" => {
-                    let message = "'reasoning_effort' is not supported here: leave it out, or choose a model that answers \
-                                   as you want.";
-                    return Err(fault(name, message.into()));
+                    if !value.as_str().is_some_and(|effort| EFFORTS.contains(&effort)) {
+                        return Err(fault(name, format!("'{name}' must be one of {}.", EFFORTS.join(", "))));
+                    }
+                    sampling.insert(name.clone(), value.clone());
                 }
                 other if further.contains(&other) => drop(sampling.insert(name.clone(), value.clone())),
                 other => return Err(fault(name, format!("'{other}' is not one of the sampling parameters."))),

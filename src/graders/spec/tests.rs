@@ -82,7 +82,7 @@ fn graders_that_ask_models_are_checked_as_well() {
         ("input", json!([{"role": "user"}]), "input[0].content"),
         ("input", json!([{"role": "user", "content": {"type": "input_image"}}]), "input[0].content"),
         ("sampling_params", json!({"temperature": 3}), "sampling_params.temperature"),
-        ("sampling_params", json!({"reasoning_effort": "high"}), "sampling_params.reasoning_effort"),
+        ("sampling_params", json!({"reasoning_effort": "highest"}), "sampling_params.reasoning_effort"),
         ("sampling_params", json!({"n": 2}), "sampling_params.n"),
         ("base_url", json!("http://elsewhere"), "base_url"),
     ] {

@@ -9,6 +9,8 @@ use crate::api::graders::check::refusal;
 use crate::api::http::error::{Problem, Result};
 use crate::store;
 
+/// Purpose of files with items.
+const PURPOSE: &str = "evals";
 /// Most models of a run.
 const MAX_MODELS: usize = 8;
 
@@ -93,6 +95,10 @@ async fn check_items(state: &ApiState, organization: &str, items: &Items, schema
         Items::File(id) => {
             let param = format!("{SOURCE}.source.id");
             match state.store.file(organization, id).await {
+                Ok(file) if file.purpose != PURPOSE => {
+                    let message = format!("The file '{id}' was not uploaded with the purpose '{PURPOSE}'.");
+                    Err(Problem::invalid_code(param, "invalid_value", message))
+                }
                 Ok(file) if u64::try_from(file.bytes).is_ok_and(|bytes| bytes <= MAX_FILE) => Ok(()),
                 Ok(_) => {
                     let message = format!("A file of items has {MAX_FILE} bytes at the most.");

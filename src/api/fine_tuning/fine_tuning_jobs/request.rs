@@ -93,10 +93,13 @@ pub(crate) struct Method {
     #[serde(rename = "type")]
     pub kind: String,
     /// The settings of `supervised`.
+    #[serde(default, deserialize_with = "values::object")]
     pub supervised: Option<MethodSettings>,
     /// The settings of `dpo`.
+    #[serde(default, deserialize_with = "values::object")]
     pub dpo: Option<MethodSettings>,
     /// The settings of `distillation`, an extension.
+    #[serde(default, deserialize_with = "values::object")]
     pub distillation: Option<DistillationSettings>,
     /// The settings of `reinforcement`, which is not supported.
     #[schema(value_type = Option<Object>)]

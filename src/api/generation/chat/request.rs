@@ -14,9 +14,7 @@ use crate::api::generation::generate::stops::{StopFields, StopTexts};
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::values;
 use crate::api::operations::checks::within;
-
-/// Words that `reasoning_effort` may have.
-const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+use crate::graders::spec::EFFORTS;
 
 /// A request for an answer in a conversation. The model's `defaults` say what holds for sampling fields that are left out
 /// or null.
@@ -54,6 +52,7 @@ pub(crate) struct ChatRequest {
     /// Send events as tokens are drawn.
     pub stream: Option<bool>,
     /// Options of the events.
+    #[serde(default, deserialize_with = "values::object")]
     pub stream_options: Option<StreamOptions>,
     /// Texts that end a choice; they are not part of it.
     pub stop: Option<StopTexts>,

@@ -19,7 +19,7 @@ use crate::api::http::list::{BoundedPageOf, Cursor};
 use crate::api::http::query::Query;
 use crate::api::http::share::Share;
 use crate::api::operations::files::Order;
-use crate::store::conversations::NewItems;
+use crate::store::conversations::{Added, NewItems};
 
 /// The field that holds items.
 const ITEMS: &str = "items";
@@ -50,20 +50,18 @@ pub(crate) async fn add(
 ) -> Result<Response, Problem> {
     let items = read_new(&state, &caller, &share, request.items).await?;
     let new = new_items(&items);
-    let gone = || Problem::no_conversation(&id);
-    let room = state.store.conversation_room(&caller.organization, &id, &new.ids).await?.ok_or_else(gone)?;
-    if let Some(index) = new.ids.iter().position(|id| room.present.contains(id)) {
-        let message = format!("The conversation has an item with the id '{}' already.", new.ids[index]);
-        return Err(Problem::invalid_code(format!("{ITEMS}[{index}].id"), "invalid_value", message));
-    }
     let limit = state.config.limits.max_body_bytes as i64;
-    let bytes: usize = new.items.iter().map(String::len).sum();
-    if room.items + items.len() as i64 > MAX_ITEMS || room.bytes + bytes as i64 > limit {
-        let message = format!("A conversation may have {MAX_ITEMS} items and {limit} bytes.");
-        return Err(Problem::invalid_code(ITEMS, "array_above_max_length", message));
-    }
-    if !state.store.add_to_conversation(&caller.organization, &id, &new).await? {
-        return Err(gone());
+    match state.store.add_new_to_conversation(&caller.organization, &id, &new, MAX_ITEMS, limit).await? {
+        Added::All => {}
+        Added::Gone => return Err(Problem::no_conversation(&id)),
+        Added::Present(index) => {
+            let message = format!("The conversation has an item with the id '{}' already.", new.ids[index]);
+            return Err(Problem::invalid_code(format!("{ITEMS}[{index}].id"), "invalid_value", message));
+        }
+        Added::TooMuch => {
+            let message = format!("A conversation may have {MAX_ITEMS} items and {limit} bytes.");
+            return Err(Problem::invalid_code(ITEMS, "array_above_max_length", message));
+        }
     }
     let NewItems { ids, items } = new;
     Ok(page(&ids.into_iter().zip(items).collect::<Vec<_>>(), false))

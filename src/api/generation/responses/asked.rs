@@ -12,11 +12,12 @@ use crate::api::generation::chat::{
     ResponseFormat, Tool, ToolChoice, check_name,
 };
 use crate::api::http::error::{Problem, Result};
+use crate::api::http::extract::parse_at;
 use crate::api::operations::checks::{check_metadata, within};
 use crate::datasets::parse::shorten;
+use crate::graders::spec::EFFORTS;
 
-/// Efforts that a request may ask for, and those that clients know in answers.
-const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+/// Efforts that clients know in answers.
 const SHOWN_EFFORTS: [&str; 5] = ["none", "low", "medium", "high", "xhigh"];
 
 /// A request, checked.
@@ -115,6 +116,11 @@ fn response_format(format: &TextFormat) -> Result<Option<ResponseFormat>> {
     if let Some(name) = &format.name {
         check_name("text.format.name", name)?;
     }
+    if format.json_schema.is_some() {
+        let message = "'text.format.json_schema' is the form of a chat: write its fields, such as 'name' and 'schema', \
+                       beside 'type' here.";
+        return Err(Problem::invalid_code("text.format.json_schema", "unsupported_parameter", message));
+    }
     match (format.kind.as_str(), &format.schema) {
         ("text", None) => Ok(None),
         ("text", Some(_)) => {
@@ -160,11 +166,7 @@ fn function(tool: &ResponseTool, index: usize) -> Result<ToolEcho> {
     // In the form that a chat has, the function stands one level below.
     let inner: Option<FunctionDefinition> = match &tool.function {
         None => None,
-        Some(function) => {
-            let read = serde_json::from_value(function.clone());
-            let fault = |error| Problem::wrong_type(format!("tools[{index}].function"), &format!("{error}"));
-            Some(read.map_err(fault)?)
-        }
+        Some(function) => Some(parse_at(function.clone(), &format!("tools[{index}].function"))?),
     };
     let (name, description, parameters, strict) = match (inner, &tool.name) {
         (Some(inner), None) => (inner.name, inner.description, inner.parameters, inner.strict),
@@ -219,9 +221,14 @@ impl Choice {
                 "allowed_tools" => {
                     // In a chat, both stand one level below.
                     let fields = fields.get("allowed_tools").and_then(Value::as_object).unwrap_or(fields);
-                    let word = fields.get("mode").and_then(Value::as_str).unwrap_or("auto");
+                    let word = match fields.get("mode") {
+                        None | Some(Value::Null) => "auto",
+                        Some(mode) => mode.as_str().unwrap_or_default(),
+                    };
                     if !["auto", "required"].contains(&word) {
-                        return Err(fault("'tool_choice.mode' must be auto or required.".into()));
+                        return Err(
+                            fault("'tool_choice.mode' must be auto or required.".into()).param("tool_choice.mode")
+                        );
                     }
                     let allowed = fields.get("tools").and_then(Value::as_array).filter(|allowed| !allowed.is_empty());
                     let allowed = allowed.ok_or_else(|| fault("'tool_choice.tools' names no tool.".into()))?;

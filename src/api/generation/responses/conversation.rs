@@ -70,6 +70,7 @@ pub(super) async fn gather(
     };
     let before = parse(share, turns).await?;
     let own = resolve(state, caller, share, own, &before, "input").await?;
+    check_twice(&own)?;
     if place.is_some() {
         check_new(&own, &before, "input")?;
     }
@@ -106,6 +107,18 @@ pub(crate) fn check_new(own: &[Value], before: &[Value], param: &str) -> Result<
         if !id.is_empty() && !ids.insert(id) {
             let message = format!("The conversation has an item with the id '{id}' already: leave this one out.");
             return Err(Problem::invalid_code(format!("{param}[{index}].id"), "invalid_value", message));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses two items of the request with the same id: a list of them could not be read page by page.
+fn check_twice(own: &[Value]) -> Result<()> {
+    let mut ids = HashSet::new();
+    for (index, id) in own.iter().enumerate().filter_map(|(index, item)| Some((index, item["id"].as_str()?))) {
+        if !id.is_empty() && !ids.insert(id) {
+            let message = format!("Duplicate item found with id {id}: send it once.");
+            return Err(Problem::invalid_code(format!("input[{index}].id"), "invalid_value", message));
         }
     }
     Ok(())
@@ -234,16 +247,17 @@ async fn find(
     before: &[Value],
 ) -> Result<HashMap<String, Value>> {
     let mut found = HashMap::new();
+    let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
     let mut add = |items: &[Value]| {
         for item in items {
-            if let Some(id) = item["id"].as_str().filter(|id| ids.iter().any(|other| other == id)) {
+            if let Some(id) = item["id"].as_str().filter(|id| wanted.contains(id)) {
                 found.entry(id.to_owned()).or_insert_with(|| item.clone());
             }
         }
-        ids.iter().all(|id| found.contains_key(id))
+        found.len() == wanted.len()
     };
-    if !add(before) && !ids.is_empty() {
-        let wanted: Vec<&str> = ids.iter().map(String::as_str).collect();
+    if !add(before) {
+        let wanted: Vec<&str> = wanted.iter().copied().collect();
         for turn in state.store.responses_with_items(&caller.organization, &wanted).await? {
             share.keep(parsed_size(turn.input.as_bytes(), &[]) + parsed_size(turn.output.as_bytes(), &[])).await?;
             // What the model wrote goes before what a client says that it wrote.

@@ -1,7 +1,9 @@
 //! Items of a conversation, as clients write them and as they are kept, and the messages of a chat that they stand for.
 //! Used by `conversation` for the input of a request and for what it goes on from, and by `conversations`.
 
-use serde_json::{Value, json};
+use std::collections::HashMap;
+
+use serde_json::{Map, Value, json};
 
 use super::summary;
 use crate::api::generation::chat::{ChatContent, ChatMessage, MessageFunction, MessageToolCall, arguments_of};
@@ -32,6 +34,8 @@ const HOSTED: [&str; 19] = [
     "additional_tools",
 ];
 
+/// Largest length of an item's id: it stands in the paths of routes and in indexes.
+const MAX_ID_BYTES: usize = 512;
 /// What the model is shown before a summary.
 const SUMMARY: &str = "Summary of the conversation so far:\n\n";
 
@@ -71,6 +75,7 @@ pub(super) fn read(item: &Value, place: &str) -> Result<Item> {
         None | Some(Value::Null) => return Err(Problem::missing(format!("{place}.type"))),
         Some(_) => return Err(Problem::wrong_type(format!("{place}.type"), "expected a string")),
     };
+    check_labels(fields, place)?;
     match kind {
         "message" => {
             let role = text("role")?;
@@ -106,6 +111,22 @@ pub(super) fn read(item: &Value, place: &str) -> Result<Item> {
             let message = format!("'{}' is not a supported type of items.", shorten(other));
             Err(Problem::invalid_code(format!("{place}.type"), "invalid_value", message))
         }
+    }
+}
+
+/// Refuses an id or a status that is no text, and an id that is too long to ask for.
+fn check_labels(fields: &Map<String, Value>, place: &str) -> Result<()> {
+    for name in ["id", "status"] {
+        if fields.get(name).is_some_and(|value| !value.is_null() && !value.is_string()) {
+            return Err(Problem::wrong_type(format!("{place}.{name}"), "expected a string"));
+        }
+    }
+    match fields.get("id").and_then(Value::as_str) {
+        Some(id) if id.len() > MAX_ID_BYTES => {
+            let message = format!("'{place}.id' has {} bytes; it may have {MAX_ID_BYTES}.", id.len());
+            Err(Problem::invalid_code(format!("{place}.id"), "string_above_max_length", message))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -212,7 +233,9 @@ fn complete(fields: &mut serde_json::Map<String, Value>) {
 /// message. Refuses calls without a result, and results without their call before them.
 pub(super) fn messages(items: Vec<Item>) -> Result<Vec<ChatMessage>> {
     let mut messages: Vec<ChatMessage> = Vec::new();
-    let mut open: Vec<String> = Vec::new();
+    // How many calls of an id wait for a result; and all ids, since the first one without any is named.
+    let mut open: HashMap<String, usize> = HashMap::new();
+    let mut called: Vec<String> = Vec::new();
     let mut thought = None;
     for item in items {
         match item {
@@ -228,17 +251,18 @@ pub(super) fn messages(items: Vec<Item>) -> Result<Vec<ChatMessage>> {
             // It belongs to what follows it; reasoning that nothing follows is left out.
             Item::Reasoning(text) => thought = Some(text),
             Item::Call { id, name, arguments } => {
-                open.push(id.clone());
+                *open.entry(id.clone()).or_default() += 1;
+                called.push(id.clone());
                 let function = Some(MessageFunction { name, arguments });
                 let call = MessageToolCall { id, kind: Some("function".into()), function, custom: None };
                 turn(&mut messages, &mut thought, |_| true).tool_calls.get_or_insert_default().push(call);
             }
             Item::Output { id, text } => {
-                let Some(place) = open.iter().position(|call| *call == id) else {
+                let Some(calls) = open.get_mut(&id).filter(|calls| **calls > 0) else {
                     let message = format!("No tool call found for function call output with call_id {}.", shorten(&id));
                     return Err(Problem::invalid_code("input", "invalid_value", message));
                 };
-                open.remove(place);
+                *calls -= 1;
                 thought = None;
                 messages.push(ChatMessage { tool_call_id: Some(id), ..said("tool".into(), text) });
             }
@@ -251,7 +275,7 @@ pub(super) fn messages(items: Vec<Item>) -> Result<Vec<ChatMessage>> {
             Item::Reference(_) | Item::Nothing => {}
         }
     }
-    if let Some(id) = open.first() {
+    if let Some(id) = called.iter().find(|id| open.get(*id).is_some_and(|calls| *calls > 0)) {
         let message = format!("No tool output found for function call {}.", shorten(id));
         return Err(Problem::invalid_code("input", "invalid_value", message));
     }

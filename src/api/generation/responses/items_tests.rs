@@ -33,6 +33,25 @@ fn output(id: &str, text: &str) -> Value {
 }
 
 #[test]
+fn many_calls_find_their_results_in_any_order() {
+    let ids: Vec<String> = (0..30_000).map(|number| format!("call_{number:040}")).collect();
+    let calls = ids.iter().map(|id| call(id, "f"));
+    let outputs = ids.iter().rev().map(|id| output(id, "x"));
+    let items: Vec<Value> = calls.chain(outputs).collect();
+    assert_eq!(conversation(&items.into()).expect("messages").len(), 30_001);
+    // The same id may be called again once it has its result, and each call needs one.
+    let again = json!([call("a", "f"), output("a", "1"), call("a", "f"), output("a", "2")]);
+    assert_eq!(conversation(&again).expect("messages").len(), 4);
+    for items in [
+        json!([call("b", "f"), call("a", "f"), output("a", "1")]),
+        json!([call("b", "f"), call("b", "f"), output("b", "1")]),
+    ] {
+        let problem = conversation(&items).expect_err("a call without a result");
+        assert_eq!(problem.error.message, "No tool output found for function call b.");
+    }
+}
+
+#[test]
 fn messages_are_read_in_every_form_that_clients_write() {
     let part = |kind: &str, text: &str| json!([{"type": kind, "text": text}]);
     let items = json!([

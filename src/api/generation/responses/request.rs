@@ -86,7 +86,7 @@ pub(crate) struct CreateResponse {
     pub tools: Option<Vec<ResponseTool>>,
     /// `none`, `auto`, `required`, `{"type": "function", "name": "…"}`, `{"type": "custom", "name": "…"}`, or
     /// `{"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "…"}]}`.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     pub tool_choice: Option<Value>,
     /// The answer may have several calls.
     #[schema(default = true)]
@@ -161,6 +161,9 @@ pub(crate) struct TextFormat {
     pub schema: Option<Value>,
     /// Ignored: the answer always follows the schema.
     pub strict: Option<bool>,
+    /// The form that a chat has: refused, since its schema would be lost.
+    #[schema(ignore)]
+    pub json_schema: Option<Value>,
 }
 
 /// A tool that the model may call.
