@@ -87,6 +87,11 @@ def test_answers_are_listed_by_model_and_notes_in_pages(client):
     assert ids(client.chat.completions.list(metadata={"run": run}, model="other")) == []
     assert ids(client.chat.completions.list(metadata={"run": run}, after="chatcmpl-none")) == []
     assert len(client.chat.completions.list(limit=3).data) == 3
+    for path in ["/chat/completions", "/fine_tuning/jobs"]:
+        for query in [{"metadata": "x"}, {"metadata[run": "x"}]:
+            with pytest.raises(openai.BadRequestError) as refused:
+                client.get(path, cast_to=object, options={"params": query})
+            assert refused.value.param == "metadata", "such a filter would choose all"
 
 
 def test_notes_are_replaced_and_an_answer_is_deleted(client, http):

@@ -241,6 +241,9 @@ fn page(after: Option<String>, limit: Option<i64>, order: Option<Direction>) -> 
 /// Checks a name.
 fn name_of(name: Option<String>) -> Result<Option<String>> {
     match name {
+        Some(name) if name.contains('\0') => {
+            Err(Problem::invalid_code("name", "invalid_value", "'name' must not contain the NUL character."))
+        }
         Some(name) if name.chars().count() > MAX_NAME => {
             let message = format!("'name' has {MAX_NAME} characters at the most.");
             Err(Problem::invalid_code("name", "string_above_max_length", message))

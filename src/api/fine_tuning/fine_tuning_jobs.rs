@@ -74,7 +74,7 @@ pub(crate) async fn list(
     Query(cursor): Query<Cursor>,
     QueryPairs(pairs): QueryPairs,
 ) -> Result<Json<PageOf<FineTuningJob>>, Problem> {
-    let (filter, page) = (read_filter(&pairs), cursor.page(DEFAULT_PAGE, MAX_PAGE));
+    let (filter, page) = (read_filter(&pairs)?, cursor.page(DEFAULT_PAGE, MAX_PAGE));
     let (jobs, has_more) = state.queue.jobs(&caller.organization, JobApi::FineTuningJobs, filter, page).await?;
     Ok(Json(PageOf::new(jobs.into_iter().map(FineTuningJob::from).collect(), has_more)))
 }

@@ -107,7 +107,7 @@ pub(crate) async fn list(
 ) -> Result<Json<BoundedPageOf<Value>>, Problem> {
     state.completions.flush().await?;
     let filter =
-        CompletionFilter { model: query.model, metadata: wanted_metadata(&pairs), ..CompletionFilter::default() };
+        CompletionFilter { model: query.model, metadata: wanted_metadata(&pairs)?, ..CompletionFilter::default() };
     let mut page = Cursor { after: query.after, limit: query.limit }.page(PAGE, MAX_PAGE);
     page.ascending = query.order != Some(Order::Desc);
     let (found, more) = state.store.stored_completions(&caller.organization, &filter, page, false).await?;

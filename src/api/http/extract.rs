@@ -20,6 +20,8 @@ use crate::datasets::json::without_position;
 pub(crate) const BODY_TIMEOUT: Duration = Duration::from_mins(1);
 /// Largest body in bytes that is read on an async thread.
 const INLINE_BYTES: usize = 64 << 10;
+/// What serde says of a value that is none of the words that it expects.
+const NO_WORD: &str = "expected value";
 /// Smallest room for a body.
 const FIRST_BYTES: usize = 4 << 10;
 
@@ -144,7 +146,7 @@ pub(crate) fn parse_or<T: DeserializeOwned>(
     let read = serde_path_to_error::deserialize(&mut json);
     // Where one of some words is expected, serde takes any other value for a slip of syntax.
     let is_json = || serde_json::from_slice::<IgnoredAny>(bytes).is_ok();
-    let value = read.map_err(|error| match error.inner().is_syntax() && is_json() {
+    let value = read.map_err(|error| match without_position(error.inner()) == NO_WORD && is_json() {
         true => fault(&error.path().to_string(), "expected a string"),
         false => told(error, unknown),
     })?;
@@ -276,6 +278,7 @@ mod tests {
         assert_eq!(fault(r#"{"model":"m","word":"two"}"#), (Some("word".into()), Some("invalid_value")));
         assert!(parse::<Wanted>(br#"{"model":"m","word":"one"}"#).expect("fine").word.is_some());
         // What is no JSON stays so.
+        assert_eq!(fault(r#"{"model":"\ud83d","word":"one"}"#), (None, None));
         assert_eq!(fault(r#"{"model":"m","word":}"#), (None, None));
     }
 

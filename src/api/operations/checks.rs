@@ -18,18 +18,30 @@ pub(crate) fn check_metadata(metadata: Option<&Map<String, Value>>) -> Result<()
             Some(value) if name.chars().count() > 64 || value.chars().count() > 512 => {
                 return fault("'metadata' takes names of 64 and values of 512 characters at the most.");
             }
+            Some(value) if name.contains('\0') || value.contains('\0') => {
+                return fault("'metadata' must not contain the NUL character.");
+            }
             Some(_) => {}
         }
     }
     Ok(())
 }
 
-/// Returns the notes that a query asks for as `metadata[name]=value`.
-pub(crate) fn wanted_metadata(pairs: &[(String, String)]) -> Map<String, Value> {
-    let note = |(name, value): &(String, String)| {
-        Some((name.strip_prefix("metadata[")?.strip_suffix(']')?.to_owned(), Value::from(value.as_str())))
-    };
-    pairs.iter().filter_map(note).collect()
+/// Returns the notes that a query asks for as `metadata[name]=value`. Another form would ask for all, and is refused; an
+/// empty value is as if it were absent.
+pub(crate) fn wanted_metadata(pairs: &[(String, String)]) -> Result<Map<String, Value>> {
+    let mut notes = Map::new();
+    for (name, value) in pairs {
+        let Some(rest) = name.strip_prefix("metadata") else { continue };
+        if let Some(note) = rest.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            notes.insert(note.to_owned(), Value::from(value.as_str()));
+        } else if rest.starts_with('[') || (rest.is_empty() && !value.is_empty()) {
+            let message = "Notes are asked for as 'metadata[name]=value'.";
+            return Err(Problem::invalid_code("metadata", "invalid_value", message));
+        }
+    }
+    check_metadata(Some(&notes))?;
+    Ok(notes)
 }
 
 /// Returns `value` if it is `None` or between `low` and `high`, both included.
@@ -77,6 +89,23 @@ mod tests {
         assert!(check_metadata(Some(&notes(16, 64, 512))).is_ok());
         for (count, name, value) in [(17, 64, 512), (16, 65, 512), (16, 64, 513)] {
             assert!(check_metadata(Some(&notes(count, name, value))).is_err(), "{count} {name} {value}");
+        }
+        assert!(check_metadata(Some(&Map::from_iter([("a".to_owned(), Value::from("\0"))]))).is_err());
+    }
+
+    #[test]
+    fn a_query_asks_for_notes_in_one_form() {
+        let wanted = |pairs: &[(&str, &str)]| {
+            let pairs: Vec<_> = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            wanted_metadata(&pairs).map(|notes| notes.len())
+        };
+        assert_eq!(
+            wanted(&[("metadata[a]", "x"), ("metadata[b]", ""), ("limit", "3"), ("metadatas", "x")]).ok(),
+            Some(2)
+        );
+        assert_eq!(wanted(&[("metadata", "")]).ok(), Some(0));
+        for name in ["metadata", "metadata[a", "metadata[a][b"] {
+            assert!(wanted(&[(name, "x")]).is_err(), "{name}");
         }
     }
 }

@@ -22,12 +22,14 @@ use crate::api::http::list::{BoundedPageOf, Cursor};
 use crate::api::http::pace::Pace;
 use crate::api::http::query::Query;
 use crate::api::http::upload;
-use crate::api::operations::checks::check_metadata;
+use crate::api::operations::checks::{check_metadata, no_longer_than};
 use crate::api::operations::lifetimes;
 use crate::datasets::parse::shorten;
 use crate::off_thread::off_thread;
 use crate::store::files::{File, NewFile};
 
+/// Largest length of a name, in bytes.
+const MAX_NAME: usize = 1024;
 /// Purposes that a file may be uploaded for.
 const PURPOSES: [&str; 6] = ["fine-tune", "assistants", "batch", "vision", "user_data", "evals"];
 /// Largest number of items in a page, and the default.
@@ -134,7 +136,8 @@ pub(crate) async fn create(
     let pace = Pace::new(limits.upload_bytes_per_second, Duration::from_secs(limits.max_upload_seconds));
     let form = Form::new(&head.headers, body, pace)?;
     let upload = upload::receive(form, &state.store.scratch, limits.max_file_bytes).await?;
-    check_purpose(&upload.purpose, &upload.filename)?;
+    check_name(&upload.filename, "file")?;
+    check_purpose(&upload.purpose, &upload.filename, "file")?;
     let lifetime = lifetime(&upload.expires_after)?;
     check_metadata(Some(&upload.metadata))?;
     check_content(&upload.purpose, upload.path.to_path_buf()).await?;
@@ -213,13 +216,22 @@ pub(crate) async fn delete(
     Ok(Json(DeletedFile { id, object: "file", deleted: true }))
 }
 
-/// Checks that a file may be uploaded for the purpose, under its name.
-pub(super) fn check_purpose(purpose: &str, filename: &str) -> Result<()> {
+/// Checks the name of a file, which the `field` of a body holds.
+pub(crate) fn check_name(filename: &str, field: &'static str) -> Result<()> {
+    if filename.contains('\0') {
+        let message = "The file's name must not contain the NUL character.";
+        return Err(Problem::invalid_code(field, "invalid_value", message));
+    }
+    no_longer_than(field, Some(filename), MAX_NAME)
+}
+
+/// Checks that a file may be uploaded for the purpose, under its name, which the `field` holds.
+pub(super) fn check_purpose(purpose: &str, filename: &str, field: &'static str) -> Result<()> {
     let is_jsonl =
         std::path::Path::new(filename).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"));
     if purpose == "batch" && !is_jsonl {
         let message = "Invalid file format for Batch API. Must be .jsonl";
-        return Err(Problem::invalid_code("file", "invalid_value", message));
+        return Err(Problem::invalid_code(field, "invalid_value", message));
     }
     if PURPOSES.contains(&purpose) {
         return Ok(());
@@ -319,8 +331,12 @@ mod tests {
 
     #[test]
     fn only_known_purposes_pass() {
-        assert!(check_purpose("fine-tune", "a").is_ok() && check_purpose("user_data", "a").is_ok());
-        assert!(check_purpose("fine-tune-results", "a").is_err() && check_purpose("", "a").is_err());
-        assert!(check_purpose("batch", "a.jsonl").is_ok() && check_purpose("batch", "a.json").is_err());
+        let passes = |purpose, filename| check_purpose(purpose, filename, "file");
+        assert!(passes("fine-tune", "a").is_ok() && passes("user_data", "a").is_ok());
+        assert!(passes("fine-tune-results", "a").is_err() && passes("", "a").is_err());
+        assert!(passes("batch", "a.jsonl").is_ok() && passes("batch", "a.json").is_err());
+        let is_taken = |name: &str| check_name(name, "file").is_ok();
+        assert!(is_taken("a.jsonl") && is_taken(&"a".repeat(MAX_NAME)));
+        assert!(!is_taken("a\0.jsonl") && !is_taken(&"a".repeat(MAX_NAME + 1)));
     }
 }

@@ -16,15 +16,15 @@ use crate::api::http::pace::Pace;
 use crate::api::http::upload;
 use crate::api::http::values;
 use crate::api::operations::checks::no_longer_than;
-use crate::api::operations::files::{FileObject, check_content, check_purpose};
+use crate::api::operations::files::{FileObject, check_content, check_name, check_purpose};
 use crate::api::operations::lifetimes::ExpiresAfter;
 use crate::store::files::NewFile;
 use crate::store::uploads::Upload;
 
 /// Bytes of a part.
 const MAX_PART_BYTES: usize = 64 << 20;
-/// Characters of a file's name, and bytes of a media type.
-const MAX_NAME: usize = 1024;
+/// Bytes of a media type.
+const MAX_TYPE: usize = 255;
 
 /// The file that will arrive.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -111,9 +111,9 @@ pub(crate) async fn create(
     Body(request): Body<CreateUpload>,
 ) -> Result<Json<UploadObject>, Problem> {
     let lifetime = request.expires_after.map(|given| given.lifetime("expires_after")).transpose()?;
-    no_longer_than("filename", Some(&request.filename), MAX_NAME)?;
-    check_purpose(&request.purpose, &request.filename)?;
-    no_longer_than("mime_type", Some(&request.mime_type), MAX_NAME)?;
+    check_name(&request.filename, "filename")?;
+    check_purpose(&request.purpose, &request.filename, "filename")?;
+    no_longer_than("mime_type", Some(&request.mime_type), MAX_TYPE)?;
     let most = state.config.limits.max_file_bytes as i64;
     if request.bytes < 1 {
         return Err(Problem::invalid_code("bytes", "invalid_value", "'bytes' must be at least 1."));

@@ -1,15 +1,16 @@
 //! The client's own notes on its jobs: the filter of `fine_tuning_jobs::list`.
 
+use crate::api::http::error::Result;
 use crate::api::operations::checks::wanted_metadata;
 use crate::jobs::MetadataFilter;
 
 /// Reads the filter from the pairs of a query: `metadata[name]=value`, or `metadata=null` for jobs without notes.
-pub(super) fn read_filter(pairs: &[(String, String)]) -> MetadataFilter {
+pub(super) fn read_filter(pairs: &[(String, String)]) -> Result<MetadataFilter> {
     if pairs.iter().any(|(name, value)| name == "metadata" && value == "null") {
-        return MetadataFilter::None;
+        return Ok(MetadataFilter::None);
     }
-    let notes = wanted_metadata(pairs);
-    if notes.is_empty() { MetadataFilter::Any } else { MetadataFilter::All(notes) }
+    let notes = wanted_metadata(pairs)?;
+    Ok(if notes.is_empty() { MetadataFilter::Any } else { MetadataFilter::All(notes) })
 }
 
 #[cfg(test)]
@@ -20,7 +21,7 @@ mod tests {
 
     fn filter(pairs: &[(&str, &str)]) -> MetadataFilter {
         let pairs: Vec<_> = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        read_filter(&pairs)
+        read_filter(&pairs).expect("a filter")
     }
 
     #[test]
@@ -31,6 +32,6 @@ mod tests {
         };
         assert_eq!(Value::from(notes), serde_json::json!({"team": "a b", "x": ""}));
         assert_eq!(filter(&[("metadata", "null")]), MetadataFilter::None);
-        assert_eq!(filter(&[("limit", "3"), ("metadata", "x")]), MetadataFilter::Any);
+        assert_eq!(filter(&[("limit", "3"), ("metadata", "")]), MetadataFilter::Any);
     }
 }

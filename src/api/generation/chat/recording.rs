@@ -71,14 +71,6 @@ impl Recording {
             Some(_) => return Err(Problem::wrong_type("metadata", "expected an object of texts")),
         };
         check_metadata(Some(&metadata))?;
-        if metadata.iter().any(|(name, value)| name.contains('\0') || value.as_str().is_some_and(|v| v.contains('\0')))
-        {
-            return Err(Problem::invalid_code(
-                "metadata",
-                "invalid_value",
-                "'metadata' must not contain the NUL character.",
-            ));
-        }
         Ok(Some(Self {
             recorder: state.completions.clone(),
             organization: Arc::clone(&caller.organization),

@@ -92,10 +92,7 @@ pub(super) fn read(item: &Value, place: &str) -> Result<Item> {
             Ok(Item::Call { id: text("call_id")?, name: text("name")?, arguments })
         }
         "function_call_output" | "custom_tool_call_output" => {
-            let text = content(fields.get("output"), &format!("{place}.output"))?;
-            let id = fields.get("call_id").and_then(Value::as_str);
-            let id = id.ok_or_else(|| Problem::missing(format!("{place}.call_id")))?;
-            Ok(Item::Output { id: id.to_owned(), text })
+            Ok(Item::Output { id: text("call_id")?, text: content(fields.get("output"), &format!("{place}.output"))? })
         }
         "item_reference" => Ok(Item::Reference(text("id")?)),
         "compaction" => {

@@ -16,7 +16,7 @@ use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::api::http::upload::upload_file;
 use crate::api::http::values;
-use crate::api::operations::files::FileObject;
+use crate::api::operations::files::{FileObject, check_name};
 use crate::api::operations::stored_answers::{DEFAULT, MOST, StoredAnswers, with_stored_answers};
 use crate::datasets::parse::example;
 use crate::off_thread::off_thread;
@@ -66,7 +66,8 @@ pub(crate) async fn create(
 ) -> Result<Json<TrainingFile>, Problem> {
     let CreateTrainingFile { model, metadata, created_after, created_before, limit, filename } = request;
     let choice = StoredAnswers { model, metadata, created_after, created_before, limit }.check(DEFAULT, MOST)?;
-    let filename: String = filename.as_deref().unwrap_or(FILENAME).chars().take(255).collect();
+    let filename = filename.unwrap_or_else(|| FILENAME.to_owned());
+    check_name(&filename, "filename")?;
     state.completions.flush().await?;
     let folder = &state.store.scratch;
     let context = || format!("write a training file to {}", folder.display());
