@@ -235,6 +235,9 @@ fn references(own: &[Value], param: &str) -> Result<Vec<String>> {
         Item::Reference(id) => Some(id),
         _ => None,
     };
+    for (index, item) in own.iter().enumerate() {
+        items::check_labels(item, &format!("{param}[{index}]"))?;
+    }
     Ok(read_all(own, param)?.into_iter().filter_map(reference).collect())
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::summary;
 use crate::api::generation::chat::{ChatContent, ChatMessage, MessageFunction, MessageToolCall, arguments_of};
@@ -75,7 +75,6 @@ pub(super) fn read(item: &Value, place: &str) -> Result<Item> {
         None | Some(Value::Null) => return Err(Problem::missing(format!("{place}.type"))),
         Some(_) => return Err(Problem::wrong_type(format!("{place}.type"), "expected a string")),
     };
-    check_labels(fields, place)?;
     match kind {
         "message" => {
             let role = text("role")?;
@@ -111,14 +110,14 @@ pub(super) fn read(item: &Value, place: &str) -> Result<Item> {
     }
 }
 
-/// Refuses an id or a status that is no text, and an id that is too long to ask for.
-fn check_labels(fields: &Map<String, Value>, place: &str) -> Result<()> {
+/// Refuses an item that a client sends with an id or a status that is no text, or an id that is too long to ask for.
+pub(super) fn check_labels(item: &Value, place: &str) -> Result<()> {
     for name in ["id", "status"] {
-        if fields.get(name).is_some_and(|value| !value.is_null() && !value.is_string()) {
+        if item.get(name).is_some_and(|value| !value.is_null() && !value.is_string()) {
             return Err(Problem::wrong_type(format!("{place}.{name}"), "expected a string"));
         }
     }
-    match fields.get("id").and_then(Value::as_str) {
+    match item.get("id").and_then(Value::as_str) {
         Some(id) if id.len() > MAX_ID_BYTES => {
             let message = format!("'{place}.id' has {} bytes; it may have {MAX_ID_BYTES}.", id.len());
             Err(Problem::invalid_code(format!("{place}.id"), "string_above_max_length", message))
