@@ -55,7 +55,6 @@ fn one_tool_or_some_of_them_can_be_chosen() {
         json!({"type": "custom", "name": "g"}),
         json!({"type": "web_search"}),
         json!({"type": "allowed_tools", "mode": "auto", "tools": []}),
-        json!({"type": "allowed_tools", "mode": "never", "tools": [{"type": "function", "name": "g"}]}),
         json!({"type": "allowed_tools", "tools": [{"type": "mcp", "server_label": "x"}]}),
         json!(3),
     ] {
@@ -111,7 +110,12 @@ fn what_is_wrong_is_blamed_by_its_field() {
         (json!({"text": {"format": {"type": "text", "schema": {}}}}), "text.format.schema"),
         (json!({"text": {"format": {"type": "json_schema", "name": "a b", "schema": {}}}}), "text.format.name"),
         (json!({"tools": [{"type": "function"}]}), "tools[0].name"),
-        (json!({"tools": [{"type": "function", "function": {"nome": "f"}}]}), "tools[0].function"),
+        (json!({"tools": [{"type": "function", "function": {"nome": "f"}}]}), "tools[0].function.name"),
+        (json!({"tools": [{"type": "function", "function": {"name": 7}}]}), "tools[0].function.name"),
+        (json!({"tools": [{"type": "function", "function": "f"}]}), "tools[0].function"),
+        (json!({"text": {"format": {"type": "json_schema", "json_schema": {"name": "n"}}}}), "text.format.json_schema"),
+        (json!({"tool_choice": {"type": "allowed_tools", "mode": "never", "tools": []}}), "tool_choice.mode"),
+        (json!({"tool_choice": {"type": "allowed_tools", "mode": true, "tools": []}}), "tool_choice.mode"),
         (json!({"tools": [{"type": "custom"}]}), "tools[0].name"),
         (json!({"metadata": {"a": 1}}), "metadata"),
     ] {

@@ -161,7 +161,7 @@ fn what_is_wrong_with_a_form_is_said() {
         assert!(message.contains(says), "{message}");
     }
     for (kind, says) in [
-        ("application/json", "not as 'application/json'"),
+        ("application/json", "not 'application/json'"),
         ("multipart/form-data", "names no boundary"),
         ("multipart/form-data; boundary=", "names no boundary"),
         (&format!("multipart/form-data; boundary={}", "b".repeat(71)), "longer than 70"),
