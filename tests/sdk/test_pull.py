@@ -333,6 +333,7 @@ def test_a_fault_that_stays_ends_the_pull_with_what_happened(binary, hub, home, 
         ({}, "acme/none", "hf_expired", "still valid"),
         ({"refusal": (403, None, "Access to this model is disabled.")}, NAME, None, "refuses acme/tiny: Access to this model is disabled."),
         ({}, NAME + "@mian", None, "has no revision `mian`; there is main"),
+        ({}, NAME + "@abc1234", None, "has no revision `abc1234`; there is main. A commit is named by all of its 40 digits"),
         ({}, NAME + ":Q4_K_M", None, "has no GGUF file with the tag `Q4_K_M`"),
         ({}, NAME + "/x.gguf", None, "has no file `x.gguf`"),
     ],
@@ -434,6 +435,13 @@ def test_a_full_disk_is_told_and_what_is_there_is_kept(binary, hub, home):
     assert part(home, file).stat().st_size == half
     check(pulled(binary, hub, home), hub)
     assert hub.asked(file.sha256)[-1].range == f"bytes={half}-"
+
+
+def test_a_cache_that_cannot_be_made_is_told_with_the_variable_that_names_it(binary, hub, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("in its place")
+    assert "in the folder that HF_HOME or HF_HUB_CACHE names" in refused(binary, hub, file)
+    assert file.read_text() == "in its place"
 
 
 def test_offline_nothing_is_asked(binary, hub, home):

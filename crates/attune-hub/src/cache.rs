@@ -197,7 +197,8 @@ fn collect_references(folder: &Path, prefix: &str, found: &mut Vec<String>) {
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let fault = || Error::io(format!("write {}", path.display()));
     let folder = path.parent().unwrap_or(Path::new("."));
-    create_dir_all(folder).map_err(fault())?;
+    let making = format!("make {}, in the folder that HF_HOME or HF_HUB_CACHE names", folder.display());
+    create_dir_all(folder).map_err(Error::io(making))?;
     let prefix = format!(".{}.", path.file_name().and_then(OsStr::to_str).unwrap_or_default());
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     let mut file = tempfile::Builder::new().prefix(&prefix).permissions(open).tempfile_in(folder).map_err(fault())?;

@@ -164,12 +164,12 @@ fn part(path: &str) -> Option<(&str, usize, usize)> {
     Some((prefix, read(number)?, read(count)?))
 }
 
-/// Returns true if the tag stands in the file's name, before a `.` or a `-`, whatever the case.
+/// Returns true if the tag stands in the file's name before a `.` or a `-`, or is that of its folder, whatever the case.
 fn has_tag(path: &str, tag: &str) -> bool {
     let (path, tag) = (path.to_ascii_lowercase(), tag.to_ascii_lowercase());
     // `K` of `Q4_K` must not be found inside another word.
     let starts = |at: usize| at == 0 || path[..at].ends_with(|before: char| !before.is_ascii_alphanumeric());
-    path.match_indices(&tag).any(|(at, _)| starts(at) && path[at + tag.len()..].starts_with(['.', '-']))
+    path.match_indices(&tag).any(|(at, _)| starts(at) && path[at + tag.len()..].starts_with(['.', '-', '/']))
 }
 
 fn gguf(repository: &Repository, files: &[RemoteFile], tag: Option<&str>) -> Result<Choice> {

@@ -83,6 +83,8 @@ fn of_gguf_files_the_tag_chooses_and_without_one_the_usual() {
     assert_eq!(tag("Q8_0"), "x.Q8_0.gguf");
     assert_eq!(tag("BF16"), "big/x-BF16-00001-of-00002.gguf big/x-BF16-00002-of-00002.gguf");
     assert_eq!(tag("f16"), "x-F16.gguf", "BF16 ends so too");
+    let of_folder = ["Q8_0/x-00001-of-00002.gguf", "Q8_0/x-00002-of-00002.gguf"];
+    assert_eq!(taken(&of_folder, &Pick::Tag("q8_0".into())), of_folder.join(" "));
     let said = tag("Q4_K");
     assert!(said.contains("has no GGUF file with the tag `Q4_K`") && said.contains("x-Q4_K_M.gguf"), "{said}");
     assert_eq!(taken(&["x-Q8_0.gguf", "x-F16.gguf"], &Pick::Usual), "x-Q8_0.gguf");

@@ -89,7 +89,7 @@ pub enum Error {
     },
 
     /// The repository has no such branch, tag or commit.
-    #[error("{repository} has no revision `{revision}`{}", near(.known))]
+    #[error("{repository} has no revision `{revision}`{}{}", near(.known), whole_commit(.revision))]
     RevisionMissing {
         /// The repository.
         repository: String,
@@ -219,6 +219,12 @@ fn gate(has_token: bool, page: &str) -> String {
 
 fn near(known: &[String]) -> String {
     if known.is_empty() { String::new() } else { format!("; there is {}", known.join(", ")) }
+}
+
+/// Says what to do about the beginning of a commit's digits.
+fn whole_commit(revision: &str) -> &'static str {
+    let is_part = (4..40).contains(&revision.len()) && revision.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_part { ". A commit is named by all of its 40 digits" } else { "" }
 }
 
 fn seconds(wait: Option<u64>) -> String {

@@ -115,11 +115,15 @@ impl std::str::FromStr for ModelName {
 
     fn from_str(text: &str) -> Result<Self> {
         let fault = |reason: &str| Error::Name { name: text.to_owned(), reason: reason.to_owned() };
-        let plain = text.strip_prefix(PREFIX).unwrap_or(text).trim_start_matches("//");
+        let plain = text.trim();
+        let plain = plain.strip_prefix(PREFIX).unwrap_or(plain).trim_start_matches("//");
         let plain = plain.strip_prefix("https://").or_else(|| plain.strip_prefix("http://")).unwrap_or(plain);
         let page = HOSTS.iter().find_map(|host| plain.strip_prefix(host));
         if page.is_none() && text.contains("://") && !text.starts_with("hf://") {
             return Err(fault("only addresses of huggingface.co are read; HF_ENDPOINT names another hub"));
+        }
+        if page.is_some_and(|page| page.starts_with("datasets/") || page.starts_with("spaces/")) {
+            return Err(fault("it is the address of a data set or a space, not of a model"));
         }
         let plain = page.map_or(plain, |page| page.split(['?', '#']).next().unwrap_or(page)).trim_end_matches('/');
         let (left, revision, tag) = split(plain).ok_or_else(|| fault("it has two tags"))?;
@@ -221,6 +225,7 @@ mod tests {
             ("a/b/x.gguf@v1", "a/b/x.gguf@v1"),
             ("hf.co/a/b:Q4_0", "a/b:Q4_0"),
             ("https://huggingface.co/a/b", "a/b"),
+            (" a/b\n", "a/b"),
             ("https://huggingface.co/a/b/", "a/b"),
             ("https://huggingface.co/a/b/tree/v1", "a/b@v1"),
             ("https://huggingface.co/a/b/blob/main/x.gguf?download=true", "a/b/x.gguf@main"),
@@ -252,6 +257,7 @@ mod tests {
             ("a/b/x.gguf:Q4", "not both"),
             ("a/b:x@v:y", "two tags"),
             ("https://example.org/a/b", "HF_ENDPOINT"),
+            ("https://huggingface.co/datasets/a/b", "not of a model"),
         ] {
             assert!(shown(text).contains(says), "{text}: {}", shown(text));
         }
