@@ -97,11 +97,11 @@ def gptq(seed, outputs, inputs, bits, group, symmetric=True, version=1, act_orde
     if symmetric:
         zeros = torch.full((outputs, count), 2 ** (bits - 1))
     else:
-        zeros = whole(seed + 2, (outputs, count), 1, 2**bits - 1)
+        zeros = whole(seed + 2, (outputs, count), 0, 2**bits - 1)
     groups = torch.arange(inputs) // size
     if act_order:
         groups = groups[torch.randperm(inputs, generator=generator(seed + 3))]
-    stored = zeros - 1 if version == 1 else zeros
+    stored = (zeros - 1) % 2**bits if version == 1 else zeros
     tensors = {
         "qweight": pack(numbers, bits).T.contiguous(),
         "qzeros": pack(stored.T.contiguous(), bits),
@@ -156,7 +156,7 @@ def mlx(seed, outputs, inputs, bits, group, own=None):
     return tensors, config, expected
 
 
-def fp8(seed, outputs, inputs, kind, dtype=torch.float8_e4m3fn, scale_dtype=torch.float32):
+def fp8(seed, outputs, inputs, kind, dtype=torch.float8_e4m3fn, scale_dtype=torch.float32, unsaid=False):
     weight = torch.randn((outputs, inputs), generator=generator(seed)).mul(40).to(dtype)
     config = {"quant_method": "fp8", "activation_scheme": "dynamic"}
     if kind == "block":
@@ -178,6 +178,8 @@ def fp8(seed, outputs, inputs, kind, dtype=torch.float8_e4m3fn, scale_dtype=torc
         block = [128, 128] if kind == "block" else None
         own = _dequantize_fp8_weight(weight, scale.float(), block, torch.float32)
         assert own.equal(expected)
+    if unsaid:
+        del config["weight_block_size"]
     return tensors, config, expected
 
 
@@ -200,7 +202,7 @@ def compressed(form, weights, tensors):
     return BaseCompressor.get_value_from_registry(form).decompress(state, scheme)["weight"]
 
 
-def ct_packed(seed, outputs, inputs, bits, group, symmetric=True, padded=False, act_order=False):
+def ct_packed(seed, outputs, inputs, bits, group, symmetric=True, padded=False, act_order=False, unfilled=False):
     strategy = "group" if group else "channel"
     weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": strategy, "group_size": group}
     size = group or inputs
@@ -221,6 +223,8 @@ def ct_packed(seed, outputs, inputs, bits, group, symmetric=True, padded=False, 
     if act_order:
         groups = groups[torch.randperm(inputs, generator=generator(seed + 3))]
         tensors["weight_g_idx"] = groups.int()
+    if unfilled:
+        tensors["weight_g_idx"] = torch.full((inputs,), -1, dtype=torch.int32)
     expected = (numbers - zeros[:, groups]) * scales.float()[:, groups]
     if not padded and not act_order:
         assert compressed("pack-quantized", weights, tensors).equal(expected)
@@ -356,6 +360,7 @@ CASES = {
     "fp8_channel": (lambda: fp8(410, 24, 40, "channel"), False, 0),
     "fp8_block": (lambda: fp8(420, 136, 140, "block", scale_dtype=torch.bfloat16), False, 0),
     "fp8_block_of_powers": (lambda: fp8(430, 24, 136, "block", scale_dtype=torch.float8_e8m0fnu), False, 0),
+    "fp8_block_unsaid": (lambda: fp8(435, 24, 136, "block", unsaid=True), False, 0),
     "fp8_e5m2": (lambda: fp8(440, 24, 40, "tensor", dtype=torch.float8_e5m2), False, 0),
     "ct_packed_4": (lambda: ct_packed(500, 32, 64, 4, 32), True, 0),
     "ct_packed_4_asymmetric": (lambda: ct_packed(510, 40, 64, 4, 32, symmetric=False), True, 0),
@@ -363,6 +368,7 @@ CASES = {
     "ct_packed_3": (lambda: ct_packed(530, 32, 64, 3, 32, symmetric=False), True, 0),
     "ct_packed_3_padded": (lambda: ct_packed(540, 32, 64, 3, 32, symmetric=False, padded=True), True, 0),
     "ct_packed_act_order": (lambda: ct_packed(550, 32, 64, 4, 16, act_order=True), False, 0),
+    "ct_packed_unfilled": (lambda: ct_packed(555, 32, 64, 4, 16, unfilled=True), True, 0),
     "ct_int": (lambda: ct_int(560, 32, 64, True), True, 0),
     "ct_int_asymmetric": (lambda: ct_int(570, 32, 64, False), False, 0),
     "ct_float": (lambda: ct_float(580, 24, 40, "float-quantized", None), False, 0),

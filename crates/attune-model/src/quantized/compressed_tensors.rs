@@ -241,6 +241,10 @@ fn groups(module: &Module<'_, '_>, group: usize, columns: usize) -> Result<Group
     }
     let words = module.words("weight_g_idx", &[module.inputs])?;
     let listed: Vec<usize> = (0..module.inputs).map(|input| words.at(input) as usize).collect();
+    // A list that was made and not filled in: −1 everywhere.
+    if listed.iter().all(|group| *group == u32::MAX as usize) {
+        return Ok(Groups::neighbours(module.inputs, group));
+    }
     if listed.iter().any(|group| *group >= columns) {
         return Err(module.fault("weight_g_idx", &format!("names groups that are not below {columns}")));
     }

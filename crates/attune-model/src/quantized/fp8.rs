@@ -12,6 +12,9 @@ use super::floats::{E4M3, E5M2};
 use super::module::Module;
 use super::scales::Grid;
 
+/// Rows and columns of a block of files that do not say.
+const BLOCK: [usize; 2] = [128, 128];
+
 /// Settings of `fp8`.
 #[derive(Debug)]
 pub(super) struct Fp8 {
@@ -24,7 +27,10 @@ impl Fp8 {
     pub(super) const TENSORS: &'static [&'static str] = &["weight_scale_inv", "weight_scale"];
 
     pub(super) fn parse(config: &Value) -> Result<Self, String> {
-        Ok(Self { block: block(&config["weight_block_size"], "weight_block_size")? })
+        const NAME: &str = "weight_block_size";
+        // What transformers takes where the field is missing; `null` says that there are no blocks.
+        let block = config.get(NAME).map_or(Ok(Some(BLOCK)), |value| block(value, NAME))?;
+        Ok(Self { block })
     }
 
     /// Computes the values: despite its name, `weight_scale_inv` multiplies, too.

@@ -2,7 +2,8 @@
 //! inputs and each output (Frantar et al., 2023; the files of `AutoGPTQ` and `GPTQModel`). Called by
 //! [`Format::values`](super::settings::Format).
 //!
-//! The value is `scale · (quant − zero)`. Files of the first version hold `zero − 1`.
+//! The value is `scale · (quant − zero)`. Files of the first version hold `zero − 1`, in which the largest number stands
+//! for a zero point of 0.
 
 use serde_json::Value;
 
@@ -42,18 +43,19 @@ struct Zeros<'a> {
     words: Words<'a>,
     packing: Packing,
     outputs: usize,
-    /// Added to each.
-    added: i16,
+    /// Added to each, within the range of its bits.
+    added: u8,
 }
 
 impl Zeros<'_> {
-    fn stored(&self, group: usize, output: usize) -> i16 {
+    fn stored(&self, group: usize, output: usize) -> u8 {
         let count = self.packing.words(self.outputs);
-        i16::from(self.packing.at(self.words.row(group * count, count), output))
+        self.packing.at(self.words.row(group * count, count), output)
     }
 
     fn at(&self, group: usize, output: usize) -> i16 {
-        self.stored(group, output) + self.added
+        let largest = u8::MAX >> (8 - self.packing.bits);
+        i16::from(self.stored(group, output).wrapping_add(self.added) & largest)
     }
 }
 
@@ -105,7 +107,7 @@ impl Gptq {
         let by_group = module.floats("scales", &[count, outputs])?;
         let groups = groups(module, group, count)?;
         let zeros = Zeros { words: zeros, packing, outputs, added: 0 };
-        let added = i16::from(!self.is_second_version(module.name, bits, symmetric, &zeros, count));
+        let added = u8::from(!self.is_second_version(module.name, bits, symmetric, &zeros, count));
         let zeros = Zeros { added, ..zeros };
         let scales = (0..outputs).flat_map(|output| (0..count).map(move |group| (group, output)));
         let scales = scales.map(|(group, output)| by_group[group * outputs + output]).collect();
@@ -139,7 +141,7 @@ impl Gptq {
     /// Returns true if the file holds zero points as they are. The label is sometimes wrong; in a symmetric matrix,
     /// whose zero points all are the middle of the range, the numbers themselves tell.
     fn is_second_version(&self, name: &str, bits: usize, symmetric: bool, zeros: &Zeros<'_>, groups: usize) -> bool {
-        let middle = 1_i16 << (bits - 1);
+        let middle = 1_u8 << (bits - 1);
         let first = zeros.stored(0, 0);
         let alike = || {
             let mut places = (0..groups).flat_map(|group| (0..zeros.outputs).map(move |output| (group, output)));
