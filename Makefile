@@ -95,6 +95,7 @@ test-mistralrs: mistralrs .venv/.installed
 parity: setup .venv-parity/.installed .venv-bench/.installed ## Compare with transformers, PEFT, mistralrs and llama.cpp anew: references, adapters, a whole loop (downloads torch)
 	@.venv-parity/bin/python tests/parity/make_fixtures.py
 	@.venv-parity/bin/python tests/parity/make_encoders.py
+	@.venv-parity/bin/python tests/parity/make_fields.py
 	@.venv-parity/bin/python tests/parity/make_encoder_gguf.py
 	@.venv-parity/bin/python tests/parity/make_quantized.py
 	@.venv-parity/bin/python tests/parity/make_blocks.py

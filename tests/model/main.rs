@@ -17,6 +17,7 @@ mod experts;
 mod export;
 mod export_experts;
 mod export_forms;
+mod fields;
 mod gguf;
 mod gradients;
 mod kernels;

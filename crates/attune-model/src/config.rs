@@ -241,6 +241,11 @@ impl ModelConfig {
         check_supported(&fields, family)?;
         let mut config = Self::of_fields(&fields, family)?;
         (family.apply)(&fields, &mut config)?;
+        // transformers makes any decoder look both ways.
+        let looks_back = !fields.has("is_causal") || fields.flag("is_causal", false)?;
+        if !looks_back && !config.is_encoder {
+            return Err("`is_causal` false is not supported for this model_type: attention looks back only".into());
+        }
         if config.experts.is_some() {
             config.modules = &sites::ATTENTION;
         }

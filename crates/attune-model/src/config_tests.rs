@@ -367,14 +367,29 @@ fn the_text_model_inside_gemma_3_is_read() {
 }
 
 #[test]
+fn a_file_may_hold_what_python_writes_and_json_does_not_have() {
+    let granite = r#","layer_types":["attention","attention","attention","attention"],"num_local_experts":0"#;
+    let mamba = |limit: &str| format!(r#"{granite},"time_step_limit":[0.0,{limit}]"#);
+    assert!(parse("granitemoehybrid", &mamba("Infinity")).is_ok());
+    assert!(parse("granitemoehybrid", &mamba(r#"{"__float__":"Infinity"}"#)).is_ok());
+    let error = parse("llama", r#","rms_norm_eps":NaN"#).unwrap_err();
+    assert!(error.contains("rms_norm_eps"), "{error}");
+    assert!(ModelConfig::parse(&format!("\u{feff}{{\"model_type\":\"llama\",{SHAPE}}}")).is_ok());
+}
+
+#[test]
 fn fields_that_would_not_be_applied_are_refused_by_name() {
     for (family, field, name) in [
         ("gemma2", r#""use_bidirectional_attention":true"#, "use_bidirectional_attention"),
+        ("llama", r#""is_causal":false"#, "is_causal"),
         ("gemma3_text", r#""attn_logit_softcapping":50.0"#, "attn_logit_softcapping"),
         ("gemma2", r#""final_logit_softcapping":0.0"#, "final_logit_softcapping"),
         ("gemma2", r#""query_pre_attn_scalar":0"#, "query_pre_attn_scalar"),
         ("gemma3_text", r#""rope_parameters":{"rope_theta":5.0}"#, "full_attention"),
         ("granite", r#""logits_scaling":0"#, "logits_scaling"),
+        ("gpt_oss", r#""rope_scaling":{}"#, "rope_scaling"),
+        ("lfm2", r#""hidden_act":"gelu_pytorch_tanh""#, "hidden_act"),
+        ("olmo3", r#""rope_parameters":{"full_attention":{"rope_type":"yarn","truncate":false}}"#, "truncate"),
         (
             "olmo3",
             r#""layer_types":["linear_attention","full_attention","full_attention","full_attention"]"#,

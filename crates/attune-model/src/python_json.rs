@@ -8,21 +8,21 @@ use serde_json::Value;
 use crate::{Error, Result};
 
 /// Parses a file as Python does: a mark of the byte order is skipped, the last of equal keys counts, and `NaN` and
-/// `Infinity` are values, here texts of which no field takes one.
+/// `Infinity` are values. Here these are objects, as transformers writes them into JSON itself; no field takes one.
 pub fn parse(file: &[u8]) -> serde_json::Result<Value> {
     let file = file.strip_prefix(b"\xef\xbb\xbf").unwrap_or(file);
-    serde_json::from_slice(file).or_else(|error| serde_json::from_str(&with_quoted_numbers(file).ok_or(error)?))
+    serde_json::from_slice(file).or_else(|error| serde_json::from_str(&with_tagged_numbers(file).ok_or(error)?))
 }
 
-/// Puts quotation marks around the numbers that JSON does not have; `None` if `file` is not text.
-fn with_quoted_numbers(file: &[u8]) -> Option<String> {
+/// Spells the numbers that JSON does not have as transformers does; `None` if `file` is not text.
+fn with_tagged_numbers(file: &[u8]) -> Option<String> {
     let mut rest = std::str::from_utf8(file).ok()?;
     let mut output = String::with_capacity(rest.len());
     let (mut inside, mut escaped) = (false, false);
     while let Some(character) = rest.chars().next() {
         let number = ["NaN", "Infinity", "-Infinity"].into_iter().find(|number| !inside && rest.starts_with(number));
         if let Some(number) = number {
-            output.extend(["\"", number, "\""]);
+            output.extend(["{\"__float__\":\"", number, "\"}"]);
             rest = &rest[number.len()..];
             continue;
         }
@@ -49,10 +49,14 @@ mod tests {
     use super::parse;
 
     #[test]
-    fn numbers_that_json_does_not_have_are_read_as_texts_and_texts_stay_as_they_are() {
+    fn numbers_that_json_does_not_have_are_read_as_transformers_writes_them_and_texts_stay_as_they_are() {
         let text = "\u{feff}{\"a\": NaN, \"b\": [-Infinity, 1], \"c\\\"\": \"NaN \\\" Infinity\", \"a\": Infinity}";
         let value = parse(text.as_bytes()).expect("JSON of Python");
-        assert_eq!(value, serde_json::json!({"a": "Infinity", "b": ["-Infinity", 1], "c\"": "NaN \" Infinity"}));
+        let number = |name: &str| serde_json::json!({"__float__": name});
+        let expected = serde_json::json!({
+            "a": number("Infinity"), "b": [number("-Infinity"), 1], "c\"": "NaN \" Infinity"
+        });
+        assert_eq!(value, expected);
         assert!(parse(b"{").is_err() && parse(b"\xff").is_err());
     }
 }

@@ -100,6 +100,8 @@ impl RopeScaling {
         let original_context = original_context.or(number("original_max_position_embeddings")).unwrap_or(context);
         match kind {
             "default" => Ok(Self::None),
+            // It stretches for sequences beyond the model's own context, of which there are none here.
+            "dynamic" => required("factor").map(|_| Self::None),
             "linear" => Ok(Self::Linear { factor: required("factor")? }),
             "divided" => {
                 let divisors = parameters["divisors"].as_array().map(|list| list.iter().filter_map(Value::as_f64));
@@ -134,7 +136,7 @@ impl RopeScaling {
             // The name under which it came.
             "longrope" | "su" => long_rope(parameters, context, original_context),
             other => Err(format!(
-                "rope type `{other}` is not supported; supported are default, linear, llama3, yarn and longrope"
+                "rope type `{other}` is not supported; supported are default, linear, dynamic, llama3, yarn and longrope"
             )),
         }
     }

@@ -3,13 +3,15 @@
 
 use serde_json::{Map, Value};
 
+use crate::python_json;
+
 /// The fields of one `config.json`.
 pub(super) struct Fields(Map<String, Value>);
 
 impl Fields {
     /// Parses the file's text.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        match serde_json::from_str(text) {
+        match python_json::parse(text.as_bytes()) {
             Ok(Value::Object(fields)) => Ok(Self(fields)),
             Ok(_) => Err("the file must hold a JSON object".into()),
             Err(error) => Err(format!("not JSON: {error}")),

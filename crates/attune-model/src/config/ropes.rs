@@ -64,10 +64,14 @@ pub(super) fn read_by_type(
         parameters.extend(scaling.filter(|_| is_full).cloned().unwrap_or_default());
         let older = if is_full { fields.number("rope_theta")? } else { None };
         let theta = parameters.get("rope_theta").and_then(Value::as_f64).or(older).unwrap_or(theta);
-        let original_context = fields.number("original_max_position_embeddings")?;
+        // transformers looks for it beside the parts, where files do not have it.
+        if parameters.get("truncate").or(given.and_then(|given| given.get("truncate"))) == Some(&Value::Bool(false)) {
+            return Err("`truncate` false in rope_parameters is not supported for this model_type".into());
+        }
         let parameters = Value::Object(parameters);
         refuse_partial(parameters["partial_rotary_factor"].as_f64())?;
-        let scaling = RopeScaling::parse(Some(&parameters), config.max_position_embeddings, original_context)?;
+        // What the configuration itself calls `original_max_position_embeddings` does not count here.
+        let scaling = RopeScaling::parse(Some(&parameters), config.max_position_embeddings, None)?;
         kinds.push(RopeParameters::whole(theta, scaling));
     }
     Ok(kinds)

@@ -7,6 +7,7 @@ use super::{Defaults, Family, llama};
 use crate::ModelConfig;
 use crate::config::fields::Fields;
 use crate::config::{ConvolutionConfig, QueryKeyNorm};
+use crate::forms::Activation;
 use crate::sites;
 
 /// LFM 2 and 2.5, dense.
@@ -38,6 +39,10 @@ const NORMS: [(&str, &str); 5] = [
 ];
 
 fn apply(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> {
+    // transformers does not read the field, and Attune would.
+    if config.activation != Activation::Silu {
+        return Err("`hidden_act` other than silu is not supported for this model_type".into());
+    }
     let taps = fields.size("conv_L_cache", 3)?;
     if taps > ConvolutionConfig::MOST_TAPS {
         return Err(format!("`conv_L_cache` {taps} is not supported: at most {} is", ConvolutionConfig::MOST_TAPS));

@@ -4,7 +4,7 @@ use super::{Defaults, Family, llama, window, windows};
 use crate::ModelConfig;
 use crate::config::experts::{ExpertDefaults, ExpertsConfig};
 use crate::config::fields::Fields;
-use crate::config::{Biases, QueryKeyNorm};
+use crate::config::{Biases, QueryKeyNorm, ropes};
 
 /// Qwen 3 with experts.
 pub(super) const QWEN3_MOE: Family = Family {
@@ -137,7 +137,7 @@ fn apply_gpt_oss(fields: &Fields, config: &mut ModelConfig) -> Result<(), String
         normalized: Some(true),
         gpt_oss: true,
     };
-    if fields.get("rope_parameters").or(fields.get("rope_scaling")).is_none() {
+    if ropes::parameters(fields)?.is_none() {
         return Err("rope_parameters or rope_scaling is missing, which gpt-oss needs".into());
     }
     let attention = fields.flag("attention_bias", true)?;
