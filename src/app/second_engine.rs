@@ -32,9 +32,11 @@ pub(super) fn check(entry: &ModelEntry, checkpoint: &Checkpoint, config: &Config
         };
     };
     let program = config.second_engine.as_deref();
-    if model.needs_gpu && device::select(config.device)?.is_cpu() {
+    if let Some(how) = model.fails_on_cpu
+        && device::select(config.device)?.is_cpu()
+    {
         return Err(Error::Setup(format!(
-            "model `{}`: mistralrs 0.8.1 cannot compute models of this family on a CPU",
+            "model `{}`: mistralrs 0.8.1 cannot compute models of this family on a CPU: {how}",
             entry.id
         )));
     }

@@ -12,86 +12,22 @@ import argparse
 import itertools
 import json
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import peft
 import torch
-import transformers
+from safetensors.torch import load_file, save_file
+from second_engine_families import END, FAMILIES, VOCAB
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 DEFAULT_OUT = Path(__file__).resolve().parent.parent / "fixtures" / "second_engine"
-VOCAB = 160
-END = 2
 PROMPTS = [[5, 9, 31, 7, 88, 12], [140, 3, 3, 61], list(range(20, 52))]
 NEW_TOKENS = 16
 # Least distance of the log probabilities of the two most probable tokens.
 MARGIN = 0.05
-
-COMMON = dict(
-    vocab_size=VOCAB,
-    hidden_size=64,
-    intermediate_size=112,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=256,
-    initializer_range=0.2,
-    bos_token_id=1,
-    eos_token_id=END,
-    pad_token_id=0,
-    tie_word_embeddings=False,
-)
-# By family: configuration, model, settings, and the layers of an adapter.
-FAMILIES = {
-    "starcoder2": (
-        transformers.Starcoder2Config,
-        transformers.Starcoder2ForCausalLM,
-        dict(
-            hidden_act="gelu_pytorch_tanh",
-            norm_epsilon=1e-5,
-            use_bias=True,
-            sliding_window=None,
-            tie_word_embeddings=True,
-        ),
-        ["q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"],
-    ),
-    "glm4": (
-        transformers.Glm4Config,
-        transformers.Glm4ForCausalLM,
-        dict(hidden_act="silu", rms_norm_eps=1e-5, partial_rotary_factor=0.5, head_dim=16, attention_bias=True),
-        [],
-    ),
-    "deepseek_v2": (
-        transformers.DeepseekV2Config,
-        transformers.DeepseekV2ForCausalLM,
-        dict(
-            hidden_act="silu",
-            rms_norm_eps=1e-5,
-            num_key_value_heads=4,
-            attention_bias=False,
-            q_lora_rank=None,
-            kv_lora_rank=24,
-            qk_nope_head_dim=16,
-            qk_rope_head_dim=8,
-            v_head_dim=16,
-            n_routed_experts=4,
-            n_shared_experts=1,
-            num_experts_per_tok=2,
-            moe_intermediate_size=32,
-            first_k_dense_replace=1,
-            moe_layer_freq=1,
-            routed_scaling_factor=1.0,
-            norm_topk_prob=False,
-            topk_method="greedy",
-            scoring_func="softmax",
-            n_group=1,
-            topk_group=1,
-        ),
-        [],
-    ),
-}
 
 
 def tokenizer():
@@ -103,14 +39,19 @@ def tokenizer():
 
 
 def random_model(config, model_class, seed):
-    """A model with random weights, norms and biases included."""
+    """A model with random weights, norms and biases included, that of a router as well."""
     torch.manual_seed(seed)
     model = model_class(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
+            elif parameter.std() < 0.1:
+                parameter.copy_(0.2 * torch.randn_like(parameter))
             assert torch.isfinite(parameter).all(), name
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(torch.randn_like(buffer))
     return model
 
 
@@ -126,10 +67,12 @@ def random_adapter(model, modules, seed):
 
 
 def answer(model, prompt):
-    """The most probable tokens after `prompt`, one after the other, with their log probabilities; None if two of them are
-    about as probable."""
+    """The most probable tokens after `prompt`, one after the other, with their log probabilities and those of the prompt; None
+    if two of them are about as probable."""
     tokens, logprobs = list(prompt), []
     with torch.no_grad():
+        rows = model(torch.tensor([prompt])).logits[0].double().log_softmax(-1)
+        scores = [float(row[token]) for row, token in zip(rows, prompt[1:])]
         for _ in range(NEW_TOKENS):
             row = model(torch.tensor([tokens])).logits[0, -1].double().log_softmax(-1)
             best = row.topk(2)
@@ -140,7 +83,7 @@ def answer(model, prompt):
             logprobs.append(float(best.values[0]))
             if token == END:
                 break
-    return {"prompt": prompt, "tokens": tokens[len(prompt) :], "logprobs": logprobs}
+    return {"prompt": prompt, "tokens": tokens[len(prompt) :], "logprobs": logprobs, "prompt_logprobs": scores}
 
 
 def clear_answers(make):
@@ -152,36 +95,36 @@ def clear_answers(make):
             return model, answers
 
 
-def write_config(config, model_class, settings, path):
-    """As the published checkpoints have it, which are older than `rope_parameters`."""
-    fields = config.to_diff_dict() | {"architectures": [model_class.__name__], "dtype": "float32"}
-    fields |= {"model_type": config.model_type, **COMMON, **settings}
-    rope = fields.pop("rope_parameters", None) or config.rope_parameters
-    fields["rope_theta"] = rope["rope_theta"]
-    path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
-
-
 def write_answers(answers, path):
     path.write_text(json.dumps(answers) + "\n")
 
 
-def write(folder, config_class, model_class, settings, modules):
+def write(folder, family):
     folder.mkdir(parents=True, exist_ok=True)
-    config = config_class(**{**COMMON, **settings})
+    fields, model_class = family.fields, family.model_class
+    (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    # As transformers reads it.
+    config = model_class.config_class.from_pretrained(folder)
     model, answers = clear_answers(lambda seed: random_model(config, model_class, seed))
-    model.save_pretrained(folder)
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    write_config(config, model_class, settings, folder / "config.json")
+    with tempfile.TemporaryDirectory() as saved:
+        model.save_pretrained(saved)
+        tensors = load_file(Path(saved) / "model.safetensors")
+    if family.publish:
+        family.publish(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer().save(str(folder / "tokenizer.json"))
+    if "vision_config" in fields:
+        # The second engine opens it, and needs its fields for pictures alone.
+        (folder / "preprocessor_config.json").write_text("{}\n")
     write_answers(answers, folder / "reference.json")
-    if not modules:
+    if not family.adapter:
         return
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def adapted(seed):
         base = model_class(config).eval()
         base.load_state_dict(state)
-        return random_adapter(base, modules, seed)
+        return random_adapter(base, family.adapter, seed)
 
     adapter, after = clear_answers(adapted)
     assert all(old["tokens"] != new["tokens"] for old, new in zip(answers, after)), "the adapter changes nothing"
@@ -196,10 +139,12 @@ def write(folder, config_class, model_class, settings, modules):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
-    out = parser.parse_args().out
+    parser.add_argument("families", nargs="*", default=list(FAMILIES), help="all by default")
+    arguments = parser.parse_args()
+    out = arguments.out
     torch.set_num_threads(1)
-    for name, arguments in FAMILIES.items():
-        write(out / name, *arguments)
+    for name in arguments.families:
+        write(out / name, FAMILIES[name])
         print(f"{name}: written to {out / name}")
 
 

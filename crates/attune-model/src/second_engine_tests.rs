@@ -57,14 +57,32 @@ fn the_context_ends_where_a_window_does() {
 
 #[test]
 fn a_family_that_nobody_compared_is_taken_only_if_it_is_chosen() {
-    let folder =
-        folder(&json!({"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "vocab_size": 64,
+    let folder = folder(&json!({"model_type": "phi", "architectures": ["PhiForCausalLM"], "vocab_size": 64,
         "max_position_embeddings": 128}));
     let auto = ModelEntry::new("m", folder.path());
-    assert!(Checkpoint::of_entry(&auto).unwrap_err().to_string().contains("deepseek_v3"));
+    assert!(Checkpoint::of_entry(&auto).unwrap_err().to_string().contains("`phi`"));
     let chosen = ModelEntry { engine: EngineChoice::Mistralrs, ..auto };
     let Checkpoint::SecondEngine(model) = Checkpoint::of_entry(&chosen).unwrap() else { panic!("another engine") };
-    assert!(model.is_unproven && model.needs_gpu);
+    assert!(model.is_unproven && model.fails_on_cpu.is_some());
+}
+
+/// Says what engine would run a hybrid of these layers and experts.
+fn of_hybrid(layers: &[&str], experts: u32, longest: usize) -> crate::Result<Checkpoint> {
+    let folder = folder(&json!({"model_type": "granitemoehybrid", "architectures": ["GraniteMoeHybridForCausalLM"],
+        "vocab_size": 64, "max_position_embeddings": longest, "layer_types": layers, "num_local_experts": experts}));
+    SecondEngineModel::find(folder.path())?.map_or_else(
+        || Err(crate::Error::Setup("the own engine".into())),
+        |model| model.check().map(|()| Checkpoint::SecondEngine(model)),
+    )
+}
+
+#[test]
+fn a_hybrid_goes_there_if_it_has_more_than_attention() {
+    let mamba = of_hybrid(&["mamba", "attention"], 0, 1024);
+    assert!(mamba.is_ok());
+    assert!(of_hybrid(&["attention"], 4, 1024).is_ok());
+    assert!(of_hybrid(&["attention"], 0, 1024).unwrap_err().to_string().contains("own engine"));
+    assert!(of_hybrid(&["mamba"], 0, 512).unwrap_err().to_string().contains("must be above 512"));
 }
 
 #[test]
@@ -78,6 +96,22 @@ fn what_the_second_engine_does_not_have_is_refused_by_name() {
         (json!({"model_type": "starcoder2"}), "missing"),
         (json!({"model_type": "starcoder2", "architectures": ["Starcoder2ForCausalLM"]}), "max_position_embeddings"),
         (json!({"model_type": "phimoe", "architectures": ["PhiMoEForCausalLM"]}), "other answers"),
+        (json!({"model_type": "llama4", "architectures": ["Llama4ForConditionalGeneration"]}), "other answers"),
+        (
+            json!({"model_type": "deepseek_v2", "architectures": ["DeepseekV2ForCausalLM"],
+                "topk_method": "group_limited_greedy"}),
+            "as if it were \"greedy\"",
+        ),
+        (
+            json!({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"],
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
+            "`yarn`",
+        ),
+        (
+            json!({"model_type": "glm4", "architectures": ["Glm4ForCausalLM"],
+                "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0}}),
+            "`linear`",
+        ),
         (
             json!({"model_type": "starcoder2", "architectures": ["Starcoder2ForCausalLM"], "tie_word_embeddings": false}),
             "tie_word_embeddings",

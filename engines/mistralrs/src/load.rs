@@ -13,6 +13,8 @@ use mistralrs::{
 };
 
 use crate::lora;
+use crate::rewrite::Rewritten;
+use crate::trial;
 
 /// A loaded model.
 pub(crate) struct Loaded {
@@ -37,8 +39,10 @@ impl Loaded {
 /// Loads what `load` says. The library's thread-local list of adapters is this thread's own, and the program loads once, so
 /// nothing is left over of an earlier load.
 pub(crate) fn load(runtime: &tokio::runtime::Runtime, load: &Load) -> Result<Loaded> {
+    let rewritten = Rewritten::of(load).with_context(|| load.path.display().to_string())?;
+    let folder = rewritten.as_ref().map_or(load.path.as_path(), Rewritten::folder);
     // Nothing is asked of a hub: all files are in the folder.
-    let mut builder = ModelBuilder::new(load.path.display())
+    let mut builder = ModelBuilder::new(folder.display())
         .with_token_source(TokenSource::None)
         .with_max_num_seqs(load.max_sequences)
         // On a CPU the library never removes what it keeps of prompts.
@@ -67,6 +71,7 @@ pub(crate) fn load(runtime: &tokio::runtime::Runtime, load: &Load) -> Result<Loa
     }
     // The library loads in the calling thread, in which the adapter is.
     let loaded = runtime.block_on(build(builder)).with_context(|| load.path.display().to_string());
+    drop(rewritten);
     if let Some(template) = template {
         let _ = std::fs::remove_file(template);
     }
@@ -94,7 +99,9 @@ async fn build(builder: ModelBuilder) -> Result<Loaded> {
         .with_no_prefix_cache(settings.no_prefix_cache)
         .with_prefix_cache_n(settings.prefix_cache_n)
         .with_disable_eos_stop(true);
-    Ok(Loaded { model: Model::new(engine.build().await), context, tokens })
+    let model = Model::new(engine.build().await);
+    trial::answer(&model, context).await?;
+    Ok(Loaded { model, context, tokens })
 }
 
 fn dtype(name: Option<&str>) -> Result<ModelDType> {

@@ -1,7 +1,8 @@
 //! `attune-mistralrs`: runs one model with the crate mistralrs for Attune, which starts this program and talks to it over the
 //! socket that is its standard input ([`attune_engine::child::protocol`]). It ends when the other end is closed.
 //!
-//! [`load`] loads the model, [`lora`] checks an adapter that is added to it, [`answers`] runs requests, [`draw`] draws each
+//! [`load`] loads the model, [`rewrite`] writes it anew where the library reads another form, [`trial`] lets it answer once,
+//! [`lora`] checks an adapter that is added to it, [`answers`] runs requests, [`draw`] draws each
 //! token with Attune's own sampler from the logits that mistralrs hands out, and [`prompt`] computes log probabilities of prompts.
 
 mod answers;
@@ -9,6 +10,8 @@ mod draw;
 mod load;
 mod lora;
 mod prompt;
+mod rewrite;
+mod trial;
 
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
