@@ -87,6 +87,7 @@ mistralrs: setup ## Build the second engine, which serves other models (half an 
 # The second part is the whole suite with the text models on the second engine; what needs more stands in tests/sdk/second_engine.py.
 test-mistralrs: mistralrs .venv/.installed
 	@cargo fmt --check --manifest-path engines/mistralrs/Cargo.toml
+	@cargo test --release --locked --manifest-path engines/mistralrs/Cargo.toml --target-dir "$$(tools/target-dir)/mistralrs"
 	@cargo build --locked
 	@$(PYTHON) -m pytest tests/sdk/test_second_engine*.py --binary "$$(tools/target-dir)/debug/attune"
 	@$(PYTHON) tests/sdk/environments.py

@@ -32,9 +32,8 @@ pub(super) fn check(entry: &ModelEntry, checkpoint: &Checkpoint, config: &Config
         };
     };
     let program = config.second_engine.as_deref();
-    if let Some(how) = model.fails_on_cpu
-        && device::select(config.device)?.is_cpu()
-    {
+    let on_cpu = device::select(config.device)?.is_cpu();
+    if let Some(how) = model.fails_on_cpu.filter(|_| on_cpu) {
         return Err(Error::Setup(format!(
             "model `{}`: mistralrs 0.8.1 cannot compute models of this family on a CPU: {how}",
             entry.id
@@ -44,6 +43,11 @@ pub(super) fn check(entry: &ModelEntry, checkpoint: &Checkpoint, config: &Config
         tracing::warn!(
             model = entry.id,
             "nobody has compared the second engine's answers for this family with others'"
+        );
+    } else if !on_cpu {
+        tracing::warn!(
+            model = entry.id,
+            "the second engine's answers for this family were compared with others' on a CPU alone"
         );
     }
     match (find_program(program), program) {

@@ -1,5 +1,7 @@
 """The families of `make_second_engine.py`: of each a tiny configuration, said as the published files say theirs."""
 
+import re
+
 import torch
 import transformers
 
@@ -94,13 +96,10 @@ def turned_experts(tensors):
 def unused_keys(tensors):
     """Blocks that take keys and values of earlier ones have tensors for their own nevertheless."""
     for name in list(tensors):
-        if ".layers.1.self_attn." in name:
-            for layer in (3, 5):
-                other = name.replace(".layers.1.", f".layers.{layer}.")
-                tensors.setdefault(other, torch.randn_like(tensors[name]))
-        elif ".layers.0.self_attn." in name:
-            for layer in (2, 4):
-                tensors.setdefault(name.replace(".layers.0.", f".layers.{layer}."), torch.randn_like(tensors[name]))
+        block = re.search(r"language_model\.layers\.([01])\.self_attn", name)
+        for more in (2, 4) if block else ():
+            other = name.replace(f".layers.{block[1]}.", f".layers.{int(block[1]) + more}.")
+            tensors.setdefault(other, torch.randn_like(tensors[name]))
 
 
 class Family:
