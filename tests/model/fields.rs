@@ -23,8 +23,7 @@ fn filled(name: &str, shape: &[usize]) -> Tensor {
     let phase = f64::from(name.bytes().map(u32::from).sum::<u32>());
     let middle = if name.contains("norm") { 1.0 } else { 0.0 };
     let count: usize = shape.iter().product();
-    let values: Vec<f32> =
-        (0..count).map(|index| ((index as f64 * 0.7 + phase).sin() * 0.2 + middle) as f32).collect();
+    let values: Vec<f32> = (0..count).map(|index| ((index as f64 * 0.7 + phase).sin() * 0.2 + middle) as f32).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
@@ -87,7 +86,8 @@ fn expected(case: &Value, cases: &[Value]) -> Option<Vec<f32>> {
         return None;
     }
     let family = case["family"].as_str().unwrap();
-    let of_encoder = || cases.iter().find(|first| first["family"] == family).filter(|_| family.starts_with("encoders/"));
+    let of_encoder =
+        || cases.iter().find(|first| first["family"] == family).filter(|_| family.starts_with("encoders/"));
     let Some(logits) = case["logits"].as_array().or_else(|| of_encoder()?["logits"].as_array()) else {
         let all = Reference::read(family, "reference.safetensors").tensor("logits").clone();
         let last = all.narrow(0, all.dim(0).unwrap() - 1, 1).unwrap();
@@ -113,7 +113,9 @@ fn a_changed_field_gives_the_logits_of_transformers_or_is_refused() {
                 }
             }
             (Ok(_), None) => println!("not refused: {what}: {}", case["error"]),
-            (Err(said), expected) => println!("refused{}: {what}: {said}", if expected.is_some() { "" } else { " by both" }),
+            (Err(said), expected) => {
+                println!("refused{}: {what}: {said}", if expected.is_some() { "" } else { " by both" })
+            }
         }
     }
     println!("{equal} of {} are equal", cases.len());

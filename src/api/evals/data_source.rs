@@ -1,14 +1,15 @@
 //! Where the items of a run come from, and who answers: the field `data_source` of a run.
 
+mod sampling;
 pub(super) mod selection;
 
 use std::io::{BufRead as _, BufReader, Read as _};
 
 use serde_json::{Map, Value, json};
 
+pub(super) use self::sampling::as_chat;
+use self::sampling::check_chat;
 use self::selection::Selection;
-use crate::api::generation::chat::ChatRequest;
-use crate::api::http::extract::parse_at;
 use crate::graders::item_schema::fault;
 use crate::graders::spec::{Fault, Message, Sampling};
 use crate::graders::template::Place;
@@ -249,59 +250,6 @@ pub(super) fn read_file(file: std::fs::File, schema: &Value) -> Result<Vec<Line>
         }
     }
     if lines.is_empty() { Err("The file has no items.".into()) } else { Ok(lines) }
-}
-
-/// Turns the fields of `/responses` into those of chat.
-pub(super) fn as_chat(mut sampling: Map<String, Value>) -> Result<Map<String, Value>, Fault> {
-    if let Some(text) = sampling.shift_remove("text") {
-        if !text.is_object() {
-            return Err(refusal("sampling_params.text", "'text' must be an object."));
-        }
-        let format = text.get("format").filter(|format| !format.is_null());
-        if let Some(format) = format {
-            let chat = match format.get("type").and_then(Value::as_str) {
-                Some("json_schema") => {
-                    let mut schema = format.clone();
-                    schema.as_object_mut().map(|fields| fields.shift_remove("type"));
-                    json!({"type": "json_schema", "json_schema": schema})
-                }
-                _ => format.clone(),
-            };
-            sampling.insert("response_format".into(), chat);
-        }
-    }
-    if let Some(tools) = sampling.shift_remove("tools") {
-        let tools = tools.as_array().ok_or_else(|| refusal("sampling_params.tools", "'tools' must be an array."))?;
-        let nested = tools.iter().map(|tool| {
-            if tool.get("type").is_none_or(|kind| kind != "function") {
-                return Err(refusal("sampling_params.tools", "Only tools of type 'function' are supported."));
-            }
-            let mut function = tool.clone();
-            function.as_object_mut().map(|fields| fields.shift_remove("type"));
-            Ok(json!({"type": "function", "function": function}))
-        });
-        sampling.insert("tools".into(), nested.collect::<Result<Vec<_>, _>>()?.into());
-    }
-    Ok(sampling)
-}
-
-/// Refuses what a request for chat cannot be read with: else each item of the run would be refused alone. Faults name the
-/// fields as a data source of the type `kind` has them.
-fn check_chat(sampling: &Map<String, Value>, kind: &str) -> Result<(), Fault> {
-    const PLACE: &str = "sampling_params";
-    let mut body = sampling.clone();
-    body.extend([("model".to_owned(), json!("")), ("messages".to_owned(), json!([]))]);
-    let Err(problem) = parse_at::<ChatRequest>(body.into(), PLACE) else { return Ok(()) };
-    let rename = |text: &str| match kind {
-        "responses" => {
-            let text =
-                text.replace("response_format.json_schema", "text.format").replace("response_format", "text.format");
-            text.replace(".function.", ".")
-        }
-        _ => text.to_owned(),
-    };
-    let param = problem.error.param.as_deref().unwrap_or(PLACE);
-    Err(refusal(&rename(param), &rename(&problem.error.message)))
 }
 
 /// Makes the fault of a field within the data source.
