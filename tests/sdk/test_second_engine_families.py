@@ -62,11 +62,12 @@ def families(start_server, tmp_path_factory):
     text += entry("rounded", FOREIGN / "deepseek_v2") + 'quantize = "q8_0"\n'
     mixture = folder / "qwen3_moe"
     mixture.mkdir()
-    for file in ("model.safetensors", "config.json"):
-        shutil.copy(FIXTURES / "qwen3_moe" / file, mixture)
+    shutil.copy(FIXTURES / "qwen3_moe" / "model.safetensors", mixture)
     shutil.copy(FOREIGN / "glm4" / "tokenizer.json", mixture)
     fields = json.loads((FIXTURES / "qwen3_moe" / "config_old_style.json").read_text())
-    (mixture / "config.json").write_text(json.dumps({"max_window_layers": 1, **fields}))
+    # As the published files say them.
+    fields = {"max_window_layers": 1, "num_experts": fields["num_local_experts"], **fields, "sliding_window": None}
+    (mixture / "config.json").write_text(json.dumps(fields))
     text += entry("mixture", mixture, "attune") + entry("mixture-2", mixture, "mistralrs")
     settings = folder / "attune.toml"
     settings.write_text(text)
@@ -79,7 +80,8 @@ def families(start_server, tmp_path_factory):
 
 def assert_alike(server, model, family):
     for expected in json.loads((FOREIGN / family / "reference.json").read_text()):
-        scored = complete(server, model, expected["prompt"], logprobs=1, echo=True)["choices"][0]["logprobs"]
+        asked = dict(logprobs=1, echo=True, max_tokens=len(expected["tokens"]), ignore_eos=True)
+        scored = complete(server, model, expected["prompt"], **asked)["choices"][0]["logprobs"]
         tokens = [int(token.strip().removeprefix("t")) for token in scored["tokens"]]
         assert tokens == expected["prompt"] + expected["tokens"]
         wanted = expected["prompt_logprobs"] + expected["logprobs"]
