@@ -36,7 +36,9 @@ fn logits(case: &Value) -> Result<Vec<f32>, String> {
     let text = std::fs::read_to_string(file).unwrap();
     let mut config: serde_json::Map<String, Value> = serde_json::from_str(&text).unwrap();
     config.extend(case["set"].as_object().cloned().unwrap_or_default());
-    case["remove"].as_str().map(|name| config.remove(name));
+    if let Some(name) = case["remove"].as_str() {
+        config.remove(name);
+    }
     let config = ModelConfig::parse(&Value::Object(config).to_string())?;
     let file = folder(family).join("model.safetensors");
     let Some(tensors) = case["tensors"].as_object() else {
@@ -114,7 +116,7 @@ fn a_changed_field_gives_the_logits_of_transformers_or_is_refused() {
             }
             (Ok(_), None) => println!("not refused: {what}: {}", case["error"]),
             (Err(said), expected) => {
-                println!("refused{}: {what}: {said}", if expected.is_some() { "" } else { " by both" })
+                println!("refused{}: {what}: {said}", if expected.is_some() { "" } else { " by both" });
             }
         }
     }
