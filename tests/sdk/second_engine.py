@@ -202,6 +202,10 @@ ALONE = [
     "test_checkpoints.py::test_an_unknown_job_has_no_checkpoints",
     "test_classification.py::test_what_cannot_be_measured_is_refused",
     "test_distillation.py::test_what_is_not_applied_is_refused",
+    "test_embed_command.py::test_a_busy_server_is_asked_again_and_one_that_says_no_is_not",
+    "test_embed_command.py::test_a_killed_run_goes_on_behind_what_it_wrote",
+    "test_embed_command.py::test_an_array_of_numpy_holds_the_same_vectors",
+    "test_embed_command.py::test_what_is_wrong_with_the_model_is_no_fault_of_a_line",
     "test_fine_tunes.py::test_a_text_that_is_too_long_to_be_stored_is_refused_by_its_name",
     "test_fine_tunes.py::test_an_unknown_fine_tune_is_not_found",
     "test_fine_tuning_jobs.py::test_a_base_model_has_no_adapter",
@@ -211,7 +215,14 @@ ALONE = [
     "test_fine_tuning_jobs.py::test_a_wrong_field_of_a_new_job_is_named[settings2-seed]",
     "test_fine_tuning_jobs.py::test_an_unknown_job_is_not_found",
     "test_growth.py::test_ten_thousand_models_are_listed_whole_by_pages",
+    "test_load_adapter.py::test_a_name_that_means_something_else_is_refused",
+    "test_load_adapter.py::test_an_archive_for_another_purpose_is_refused",
+    "test_load_adapter.py::test_an_unknown_adapter_cannot_be_unloaded",
+    "test_load_adapter.py::test_missing_fields_are_named",
+    "test_prefix_cache.py::test_a_cache_too_small_for_all_changes_no_answer",
+    "test_prefix_cache.py::test_it_can_be_switched_off",
     "test_preferences.py::test_a_wrong_setting_is_named",
+    "test_ranking_requests.py::test_a_model_without_a_head_classifies_nothing",
     "test_watch.py::test_a_server_that_never_answers_is_given_up",
     "test_webhooks.py::test_a_wrong_setting_ends_the_start_and_shows_no_secret",
     "test_webhooks.py::test_ends_of_batches_of_runs_and_of_responses_are_told",
@@ -377,8 +388,8 @@ def mark(items):
             if not names & set(needing) or names & set(ALONE):
                 continue
             reason = f"{need}: {CANNOT[need].message}"
-            is_whole = file in needing and not os.environ.get("TRY_WHOLE")
-            item.add_marker(pytest.mark.skip(reason=reason) if is_whole else pytest.mark.xfail(reason=reason, strict=True))
+            marks = pytest.mark
+            item.add_marker(marks.skip(reason=reason) if file in needing else marks.xfail(reason=reason, strict=True))
     # Where only some tests are run, those of the same files may be others.
     whole = {item.path.name for item in items}
     stale = sorted(name for name in unknown if name in whole)

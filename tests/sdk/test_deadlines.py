@@ -8,7 +8,7 @@ import adapterlib
 import httpx
 import openai
 import pytest
-from conftest import sdk, wait_for
+from conftest import jsonl, sdk, wait_for
 
 # Far more than a second's work, for a model that answers one at a time and computes one row in each step.
 ANSWERS = {"n": 60, "max_tokens": 900}
@@ -118,17 +118,21 @@ def test_a_stream_that_takes_too_long_ends_with_the_error_after_what_was_drawn(h
     assert_nothing_is_left(hurried)
 
 
-def test_what_nobody_waits_for_may_take_any_time(hurried, endless):
-    asked = {"background": True, "max_output_tokens": 900, "logit_bias": endless}
+def test_a_batch_may_take_any_time(hurried, endless):
+    body = {"model": MODEL, "prompt": "On Friday", "max_tokens": 900, "logit_bias": endless}
+    lines = [{"custom_id": f"{n}", "method": "POST", "url": "/v1/completions", "body": body} for n in range(6)]
     with sdk(hurried) as client:
-        ids = [client.responses.create(model="demo", extra_body=asked, input="Hello").id for _ in range(6)]
+        file = client.files.create(file=("lines.jsonl", jsonl(lines)), purpose="batch").id
+        batch = client.batches.create(input_file_id=file, endpoint="/v1/completions", completion_window="24h").id
 
         def ended():
-            responses = [client.responses.retrieve(id) for id in ids]
-            return all(response.status not in ("queued", "in_progress") for response in responses) and responses
+            now = client.batches.retrieve(batch)
+            return now.status not in ("validating", "in_progress", "finalizing") and now
 
-        for response in wait_for(ended, "the ends of all"):
-            assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens"), response
+        done = wait_for(ended, "the end of the batch")
+        assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 6, 0), done
+        for line in client.files.content(done.output_file_id).text.splitlines():
+            assert json.loads(line)["response"]["body"]["usage"]["completion_tokens"] == 900
     assert_nothing_is_left(hurried)
 
 
