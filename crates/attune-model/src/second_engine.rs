@@ -130,13 +130,13 @@ impl SecondEngineModel {
             // Beyond a window the library computes other answers than transformers.
             Some(window) => window.min(longest),
             // It fails where its cache, which grows by as much at a time, would be longer than the context.
-            None if self.family == "granitemoehybrid" => match longest.checked_sub(HYBRID_GROWTH) {
-                Some(context @ 1..) => context,
-                _ => {
+            None if self.family == "granitemoehybrid" => {
+                let context = longest.checked_sub(HYBRID_GROWTH).filter(|context| *context > 0);
+                context.ok_or_else(|| {
                     let message = format!("`max_position_embeddings` is {longest}, and must be above {HYBRID_GROWTH}");
-                    return Err(fault(&file, &message));
-                }
-            },
+                    fault(&file, &message)
+                })?
+            }
             None => longest,
         };
         let shape = json!({

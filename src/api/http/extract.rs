@@ -146,9 +146,11 @@ pub(crate) fn parse_or<T: DeserializeOwned>(
     let read = serde_path_to_error::deserialize(&mut json);
     // Where one of some words is expected, serde takes any other value for a slip of syntax.
     let is_json = || serde_json::from_slice::<IgnoredAny>(bytes).is_ok();
-    let value = read.map_err(|error| match without_position(error.inner()) == NO_WORD && is_json() {
-        true => fault(&error.path().to_string(), "expected a string"),
-        false => told(error, unknown),
+    let value = read.map_err(|error| {
+        if without_position(error.inner()) == NO_WORD && is_json() {
+            return fault(&error.path().to_string(), "expected a string");
+        }
+        told(error, unknown)
     })?;
     json.end().map_err(|error| not_json(&error))?;
     Ok(value)

@@ -146,8 +146,8 @@ impl Family {
             ));
         }
         let broken = RULES.iter().find(|rule| {
-            let said = &fields[rule.field];
-            rule.family == self.name && !said.is_null() && said.to_string() != rule.only
+            let (said, is_said) = (fields[rule.field].to_string(), !fields[rule.field].is_null());
+            rule.family == self.name && is_said && said != rule.only
         });
         if let Some(Rule { field, only, .. }) = broken {
             let message = format!(
