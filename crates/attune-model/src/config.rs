@@ -243,7 +243,7 @@ impl ModelConfig {
         (family.apply)(&fields, &mut config)?;
         // transformers makes any decoder look both ways.
         let looks_back = !fields.has("is_causal") || fields.flag("is_causal", false)?;
-        if !looks_back && !config.is_encoder {
+        if !looks_back && (family.reads_both_ways || !config.is_encoder) {
             return Err("`is_causal` false is not supported for this model_type: attention looks back only".into());
         }
         if config.experts.is_some() {

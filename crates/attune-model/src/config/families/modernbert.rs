@@ -29,6 +29,7 @@ pub(super) const MODERNBERT: Family = Family {
 /// Every third block sees all of the text, beginning with the first; the others see half of `local_attention` on each side.
 fn apply(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> {
     let layers = config.num_hidden_layers;
+    refuse(fields)?;
     config.rms_norm_eps = fields.number("norm_eps")?.unwrap_or(1e-5) as f32;
     let attention = fields.flag("attention_bias", false)?;
     config.biases = Biases { query_key_value: attention, output: attention, mlp: fields.flag("mlp_bias", false)? };
@@ -61,5 +62,18 @@ fn apply(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> {
         blocks_beside_head: "model.layers",
         renamed: None,
     });
+    Ok(())
+}
+
+/// Refuses fields of other families by which transformers changes the window or the rotation here, too.
+fn refuse(fields: &Fields) -> Result<(), String> {
+    for name in ["rope_scaling", "sliding_window"] {
+        if fields.get(name).is_some() {
+            return Err(format!("`{name}` is not supported for this model_type"));
+        }
+    }
+    if fields.get("rope_theta").is_some() && fields.get("rope_parameters").is_none() {
+        return Err("`rope_theta` is not supported for this model_type: it has one for each type of layer".into());
+    }
     Ok(())
 }
