@@ -126,6 +126,16 @@ def test_a_hybrids_context_ends_before_its_cache_would_not_grow_any_more(familie
     assert refused.status_code == 400 and "512" in refused.text, refused.text
 
 
+@pytest.mark.parametrize("family", ["gemma4", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"])
+def test_a_token_that_stands_for_a_picture_is_refused(families, family):
+    token = json.loads((FOREIGN / family / "config.json").read_text())["image_token_id"]
+    body = {"model": family, "prompt": [5, token, 9], "max_tokens": 1}
+    refused = httpx.post(f"{families.url}/v1/completions", json=body, timeout=60)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"], error["code"]) == (400, "prompt", "unsupported_value"), refused.text
+    assert f"token {token} stands for a picture" in error["message"]
+
+
 def start(binary, folder, text):
     """What a server says that does not start."""
     settings = folder / "attune.toml"

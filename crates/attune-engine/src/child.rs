@@ -64,6 +64,8 @@ pub struct ChildEngine {
     vocabulary_size: usize,
     /// Most tokens of a prompt whose log probabilities are told.
     scored_tokens: usize,
+    /// Tokens that no prompt may have.
+    media_tokens: Vec<u32>,
     answers: Arc<Answers>,
     supervisor: Supervisor,
 }
@@ -80,6 +82,7 @@ impl ChildEngine {
     ) -> Result<Self> {
         let (id, vocabulary_size) = (model.id.clone(), model.config.vocab_size);
         let scored_tokens = (MOST_LOGITS / size_of::<f32>() / vocabulary_size.max(1)).max(1);
+        let media_tokens = model.media_tokens.clone();
         let (context, metrics) = (model.config.max_position_embeddings, EngineMetrics::new(&id));
         let load = load(model.path.clone(), &settings, limits);
         let sequences = load.max_sequences;
@@ -90,7 +93,7 @@ impl ChildEngine {
         // The cache is the other process's: it holds one whole context at least.
         let blocks = context.div_ceil(attune_model::kv_cache::BLOCK_TOKENS);
         let admission = Admission::new(context, blocks, limits.max_waiting);
-        Ok(Self { id, admission, vocabulary_size, scored_tokens, answers, supervisor })
+        Ok(Self { id, admission, vocabulary_size, scored_tokens, media_tokens, answers, supervisor })
     }
 
     fn check(&self, request: &mut GenerateRequest) -> Result<()> {
@@ -100,6 +103,9 @@ impl ChildEngine {
         }
         if request.prompt_logprobs.is_some() && request.prompt.len() > self.scored_tokens {
             return Err(Error::PromptTooLongToScore { model: self.id.clone(), most: self.scored_tokens });
+        }
+        if let Some(token) = request.prompt.iter().find(|token| self.media_tokens.contains(token)) {
+            return Err(Error::MediaToken { model: self.id.clone(), token: *token });
         }
         request.max_tokens = self.admission.answer_tokens(request.prompt.len(), request.max_tokens)?;
         check_tokens(&request.prompt, self.vocabulary_size)

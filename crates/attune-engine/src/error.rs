@@ -88,6 +88,17 @@ pub enum Error {
         most: usize,
     },
 
+    /// A prompt for the second engine has a token that stands for a picture, a film or sound.
+    #[error(
+        "The model `{model}` reads texts alone here, and token {token} stands for a picture, a film or sound. Leave it out."
+    )]
+    MediaToken {
+        /// The model's id.
+        model: String,
+        /// The token's id.
+        token: u32,
+    },
+
     /// No base model has this id.
     #[error("The model `{0}` does not exist or you do not have access to it.")]
     UnknownModel(String),

@@ -93,6 +93,8 @@ pub struct BaseModel {
     pub created: i64,
     /// True if another engine runs it, in a process of its own: the decoder computes nothing then.
     pub runs_elsewhere: bool,
+    /// Tokens that stand for a picture, a film or sound, where another engine runs a model that reads texts alone here.
+    pub media_tokens: Vec<u32>,
 }
 
 impl BaseModel {
@@ -155,6 +157,10 @@ impl BaseModel {
             generation,
             created: checkpoint.created(),
             runs_elsewhere: matches!(checkpoint, Checkpoint::SecondEngine(_)),
+            media_tokens: match &checkpoint {
+                Checkpoint::SecondEngine(model) => model.media_tokens()?,
+                _ => Vec::new(),
+            },
         })
     }
 

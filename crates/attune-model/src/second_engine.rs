@@ -155,6 +155,15 @@ impl SecondEngineModel {
         })
     }
 
+    /// Returns the tokens that stand for pictures, films and sound: what the library makes of one without its picture was not
+    /// compared, or is other than transformers' answer.
+    pub(crate) fn media_tokens(&self) -> Result<Vec<u32>> {
+        const FIELDS: [&str; 4] = ["image_token_id", "image_token_index", "video_token_id", "audio_token_id"];
+        let fields = python_json::read(&self.folder.join("config.json"))?.unwrap_or_default();
+        let said = FIELDS.iter().filter_map(|field| fields[*field].as_u64());
+        Ok(said.filter_map(|id| u32::try_from(id).ok()).collect())
+    }
+
     /// Returns the tensors of a decoder that computes nothing.
     pub(crate) fn weights(&self, device: &Device) -> Result<Weights> {
         let config = self.config()?;

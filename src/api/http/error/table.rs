@@ -45,7 +45,9 @@ impl From<engine::Error> for Problem {
             }
             Engine::NoClassifier(_) | Engine::NoVectors(_) | Engine::NoText(_) => Self::invalid("model", message),
             Engine::NotOnThisEngine { .. } => Self::invalid_code("model", "unsupported_value", message),
-            Engine::PromptTooLongToScore { .. } => Self::invalid_code("prompt", "unsupported_value", message),
+            Engine::PromptTooLongToScore { .. } | Engine::MediaToken { .. } => {
+                Self::invalid_code("prompt", "unsupported_value", message)
+            }
             Engine::Unavailable(_) => Self::unavailable(message),
             Engine::Io { source, .. } => Self::of_disk(StorageFault::of(&*source), message),
             Engine::Setup(_) | Engine::Internal(_) => Self::defect(message),
