@@ -10,8 +10,10 @@ mod files;
 mod tensors;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, ensure};
 use attune_engine::child::protocol::Load;
@@ -49,9 +51,7 @@ impl Rewritten {
         if config == before && changes.is_none() {
             return Ok(None);
         }
-        let folder = std::env::temp_dir().join(format!("attune-mistralrs-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        let mut made = Self { folder, files: Vec::new() };
+        let mut made = Self { folder: new_folder()?, files: Vec::new() };
         made.link(&load.path, changes.is_some())?;
         std::fs::write(made.folder.join("config.json"), config.to_string())?;
         if let Some(changes) = changes {
@@ -102,6 +102,16 @@ impl Rewritten {
         }
         Ok(())
     }
+}
+
+/// Makes a folder for temporary files that nobody else can look into. Its name is new: a process that was killed while it loaded
+/// leaves its own behind, and may have had the same id.
+fn new_folder() -> Result<PathBuf> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let name = format!("attune-mistralrs-{}-{}", std::process::id(), now.as_nanos());
+    let folder = std::env::temp_dir().join(name);
+    DirBuilder::new().mode(0o700).create(&folder).with_context(|| folder.display().to_string())?;
+    Ok(folder)
 }
 
 /// Opens the weights in `folder`.
