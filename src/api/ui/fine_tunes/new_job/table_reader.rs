@@ -8,11 +8,22 @@ use std::rc::Rc;
 use csv::{ByteRecord, ReaderBuilder};
 
 use super::kinds::{BYTE_ORDER_MARK, SAMPLE, announced};
-use super::tables::{Cell, NumberedRow};
 use crate::datasets::lines::MAX_LINE_BYTES;
 
 /// What follows the last row: it is a row of its own unless a quotation mark is still open.
 const END: &[u8] = b"\0";
+
+/// A row with its number: the line that it begins on, or the number of the element.
+pub(super) type NumberedRow = (usize, Result<Vec<Cell>, String>);
+
+/// One cell of a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Cell {
+    /// Its text; numbers and booleans as they are written, nothing as no text.
+    Text(String),
+    /// An array or an object.
+    Nested,
+}
 
 /// Reads the rows of a table.
 pub(super) struct TableReader {

@@ -9,23 +9,12 @@ use serde_json::Value;
 use super::arrays::Elements;
 use super::kinds::Source;
 use super::table_reader::TableReader;
+pub(super) use super::table_reader::{Cell, NumberedRow};
 use crate::datasets::json;
 
 /// Elements of an array whose keys are its columns, and the most columns that are offered.
 const SAMPLE_ELEMENTS: usize = 200;
 pub(super) const MAX_COLUMNS: usize = 200;
-
-/// A row with its number: the line that it begins on, or the number of the element.
-pub(super) type NumberedRow = (usize, Result<Vec<Cell>, String>);
-
-/// One cell of a row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Cell {
-    /// Its text; numbers and booleans as they are written, nothing as no text.
-    Text(String),
-    /// An array or an object.
-    Nested,
-}
 
 /// Reads a file row by row.
 pub(super) struct Rows {
