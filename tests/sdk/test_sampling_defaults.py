@@ -183,7 +183,7 @@ def test_the_environment_sets_the_same(start_server, endless):
     ("field", "says"),
     [
         ('"temperature": -1', "`temperature` is -1"),
-        ('"temperature": NaN', '`temperature` is "NaN"'),
+        ('"temperature": NaN', "`temperature` is NaN,"),
         ('"top_p": "0.9"', '`top_p` is "0.9"'),
         ('"max_new_tokens": 0', "`max_new_tokens` is 0"),
     ],

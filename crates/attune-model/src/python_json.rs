@@ -7,6 +7,11 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
+/// The numbers that Python writes and JSON does not have.
+const NO_JSON: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
+/// The key of the objects that stand for them.
+const TAG: &str = "__float__";
+
 /// Parses a file as Python does: a mark of the byte order is skipped, the last of equal keys counts, and `NaN` and
 /// `Infinity` are values. Here these are objects, as transformers writes them into JSON itself; no field takes one.
 pub fn parse(file: &[u8]) -> serde_json::Result<Value> {
@@ -20,9 +25,9 @@ fn with_tagged_numbers(file: &[u8]) -> Option<String> {
     let mut output = String::with_capacity(rest.len());
     let (mut inside, mut escaped) = (false, false);
     while let Some(character) = rest.chars().next() {
-        let number = ["NaN", "Infinity", "-Infinity"].into_iter().find(|number| !inside && rest.starts_with(number));
+        let number = NO_JSON.into_iter().find(|number| !inside && rest.starts_with(number));
         if let Some(number) = number {
-            output.extend(["{\"__float__\":\"", number, "\"}"]);
+            output.extend(["{\"", TAG, "\":\"", number, "\"}"]);
             rest = &rest[number.len()..];
             continue;
         }
@@ -32,6 +37,12 @@ fn with_tagged_numbers(file: &[u8]) -> Option<String> {
         rest = &rest[character.len_utf8()..];
     }
     Some(output)
+}
+
+/// Returns a value as it stands in the file, for messages.
+pub(crate) fn shown(value: &Value) -> String {
+    let number = value.get(TAG).and_then(Value::as_str).filter(|number| NO_JSON.contains(number));
+    number.map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// Returns what the JSON file holds; `None` if there is no such file.
@@ -46,7 +57,7 @@ pub(crate) fn read(file: &Path) -> Result<Option<Value>> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{parse, shown};
 
     #[test]
     fn numbers_that_json_does_not_have_are_read_as_transformers_writes_them_and_texts_stay_as_they_are() {
@@ -57,6 +68,7 @@ mod tests {
             "a": number("Infinity"), "b": [number("-Infinity"), 1], "c\"": "NaN \" Infinity"
         });
         assert_eq!(value, expected);
+        assert_eq!((shown(&value["a"]), shown(&value["c\""])), ("Infinity".into(), r#""NaN \" Infinity""#.into()));
         assert!(parse(b"{").is_err() && parse(b"\xff").is_err());
     }
 }

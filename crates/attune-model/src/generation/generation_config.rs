@@ -165,7 +165,7 @@ fn whole(
 }
 
 fn refuse(key: &str, value: &Value, range: &str) -> String {
-    let text = value.to_string();
+    let text = python_json::shown(value);
     let mut shown: String = text.chars().take(40).collect();
     if shown.len() < text.len() {
         shown.push('…');
