@@ -65,7 +65,7 @@ fn values_that_cannot_be_meant_are_refused_by_name_with_what_to_do() {
         (r#""temperature": -1"#, "`temperature` is -1, and must be a number of at least 0"),
         (r#""temperature": "0.7""#, "`temperature` is \"0.7\", and must be a number"),
         (r#""temperature": NaN"#, "`temperature` is NaN, and must be a number"),
-        (r#""temperature": Infinity"#, "`temperature` is \"Infinity\""),
+        (r#""temperature": Infinity"#, "`temperature` is Infinity,"),
         (r#""temperature": 1e300"#, "`temperature` is 1e300"),
         (r#""temperature": true"#, "`temperature` is true"),
         (r#""temperature": [0.7]"#, "`temperature` is [0.7]"),
